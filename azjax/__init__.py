@@ -1,0 +1,80 @@
+"""azjax: massively parallel reinforcement learning in JAX, the whole training step one XLA program.
+
+Everything here is a pure function or a small immutable type; ``azjax.runs`` and ``azjax.cli`` are the parts that touch
+the outside world.
+"""
+
+from azjax.advantages import gae, gae_associative, lambda_returns, n_step, td_residuals
+from azjax.batching import minor_vmap
+from azjax.counters import Counter, counter_add, counter_to_int
+from azjax.distributions import Categorical, Distribution, Normal, TanhNormal
+from azjax.envs import Environment, EnvState, Randomization, make_env
+from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
+from azjax.networks import ActorCritic, Network
+from azjax.normalization import RunningStatistics, init_statistics, normalize, update_statistics
+from azjax.ppo import PPOConfig, PPOParams, PPOState, ppo, ppo_loss
+from azjax.training import (
+    CompiledTrainer,
+    EpisodeTotals,
+    LaneState,
+    Metrics,
+    Trainer,
+    TrainState,
+    compile,
+    make_mesh,
+    make_trainer,
+)
+from azjax.types import ActInfo, Batch, Box, Discrete, Learner, Rollout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActInfo",
+    "ActorCritic",
+    "Batch",
+    "Box",
+    "Categorical",
+    "CompiledTrainer",
+    "Counter",
+    "Discrete",
+    "Distribution",
+    "EnvState",
+    "Environment",
+    "EpisodeTotals",
+    "Episodes",
+    "LaneState",
+    "Learner",
+    "Metrics",
+    "Network",
+    "Normal",
+    "PPOConfig",
+    "PPOParams",
+    "PPOState",
+    "Randomization",
+    "Rollout",
+    "RunningStatistics",
+    "TanhNormal",
+    "TrainState",
+    "Trainer",
+    "__version__",
+    "compile",
+    "compile_evaluator",
+    "counter_add",
+    "counter_to_int",
+    "gae",
+    "gae_associative",
+    "init_statistics",
+    "lambda_returns",
+    "make_env",
+    "make_evaluator",
+    "make_mesh",
+    "make_trainer",
+    "minor_vmap",
+    "n_step",
+    "normalize",
+    "ppo",
+    "ppo_loss",
+    "summarize",
+    "td_residuals",
+    "update_statistics",
+]

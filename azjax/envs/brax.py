@@ -1,0 +1,243 @@
+"""Adapter for Brax environments, and for any object with Brax's ``reset(rng)`` and ``step(state, action)``."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from azjax.config import require, require_number
+from azjax.envs.base import EnvState
+from azjax.envs.scene import Scene, scene_from_brax
+from azjax.types import Array, Box, Key, ObservationSpec
+
+BACKENDS = ("spring", "positional", "generalized", "mjx")
+_ALL = BACKENDS
+# inverted_pendulum .. walker2d: which pipelines each environment of brax 0.14.2 accepts (tests step every pair)
+SUPPORTED: dict[str, tuple[str, ...]] = {
+    "ant": _ALL,
+    "halfcheetah": _ALL,
+    "hopper": _ALL,
+    "humanoid": _ALL,
+    "humanoidstandup": _ALL,
+    "inverted_pendulum": _ALL,
+    "inverted_double_pendulum": _ALL,
+    "pusher": _ALL,
+    "reacher": _ALL,
+    "swimmer": ("generalized",),
+    "walker2d": _ALL,
+}
+
+
+@contextlib.contextmanager
+def quiet_dependencies() -> Iterator[None]:
+    """Silences what Brax and its dependencies print and warn while they are imported or load a model."""
+    root = logging.getLogger()
+    level = root.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        root.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            root.setLevel(level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Randomization:
+    """Ranges ``(low, high)`` of the factors that each episode draws uniformly, relative to the model's values.
+
+    ``friction`` scales the sliding friction of all geometries, ``mass`` all masses and inertias together, and
+    ``motor_strength`` the gear of all actuators.
+    """
+
+    friction: tuple[float, float] = (0.6, 1.4)
+    mass: tuple[float, float] = (0.8, 1.2)
+    motor_strength: tuple[float, float] = (0.8, 1.2)
+
+    def validate(self) -> None:
+        """Raises ``ValueError`` for a range that is empty, negative or not finite."""
+        for field in dataclasses.fields(self):
+            low, high = getattr(self, field.name)
+            require_number(f"randomization {field.name}", low, 1e-3, 1e3)
+            require_number(f"randomization {field.name}", high, low, 1e3)
+
+    def sample(self, key: Key) -> dict[str, Array]:
+        """One factor a name, each a float32 scalar."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {
+            name: jax.random.uniform(k, (), jnp.float32, *getattr(self, name))
+            for name, k in zip(names, jax.random.split(key, len(names)), strict=True)
+        }
+
+
+def scale_system(system: Any, factors: Mapping[str, Array]) -> Any:
+    """A ``brax.base.System`` with friction, mass and motor strength multiplied by ``factors``.
+
+    Brax's own pipelines read links and actuators, MJX reads the arrays of its model; both are scaled alike. The inverse
+    weights by which MuJoCo regularises constraints scale inversely with mass.
+    """
+    friction, mass, strength = factors["friction"], factors["mass"], factors["motor_strength"]
+    inertia = system.link.inertia
+    return system.replace(
+        geom_friction=jnp.asarray(system.geom_friction).at[:, 0].multiply(friction),
+        pair_friction=jnp.asarray(system.pair_friction).at[:, :2].multiply(friction),
+        body_mass=system.body_mass * mass,
+        body_subtreemass=system.body_subtreemass * mass,
+        body_inertia=system.body_inertia * mass,
+        body_invweight0=system.body_invweight0 / mass,
+        dof_invweight0=system.dof_invweight0 / mass,
+        link=system.link.replace(inertia=inertia.replace(mass=inertia.mass * mass, i=inertia.i * mass)),
+        actuator=system.actuator.replace(gear=system.actuator.gear * strength),
+        actuator_gear=system.actuator_gear * strength,
+    )
+
+
+class _NumpyWithOldClip:
+    """``jax.numpy`` whose ``clip`` still takes ``a_min`` and ``a_max``."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name)
+
+    @staticmethod
+    def clip(x: Array, a_min: Any = None, a_max: Any = None) -> Array:
+        return jnp.clip(x, a_min, a_max)
+
+
+_FLUID_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def _old_clip_in_fluid() -> Iterator[None]:
+    """Lets ``brax.fluid`` of 0.14.2 be traced: it calls ``jnp.clip(a_min=)``, an argument that jax 0.10 removed."""
+    from brax import fluid
+
+    with _FLUID_LOCK:
+        original = fluid.jp
+        fluid.jp = _NumpyWithOldClip()
+        try:
+            yield
+        finally:
+            fluid.jp = original
+
+
+class BraxEnvironment:
+    """A Brax environment, or an object that looks like one, behind azjax's protocol.
+
+    Args:
+      env: object with ``reset(rng) -> state`` and ``step(state, action) -> state``, where a state has ``obs``,
+        ``reward``, ``done`` and ``replace``; ``info["truncation"]``, if present and not 0, marks an end as a time limit.
+      name: what to call it.
+      episode_length: the time limit in environment steps.
+      randomization: ranges of physics factors drawn per episode; needs Brax's ``env.sys``.
+
+    Raises:
+      ValueError: if ``env`` is already wrapped for training, or cannot be randomised.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        name: str | None = None,
+        episode_length: int = 1000,
+        randomization: Randomization | None = None,
+    ) -> None:
+        wrapper = type(env).__module__
+        require(
+            ".wrappers" not in wrapper,
+            f"{type(env).__name__} is a training wrapper; pass the bare environment, azjax itself vectorises and resets",
+        )
+        require_number("episode_length", episode_length, 1, 2**30)
+        if randomization is not None:
+            randomization.validate()
+            require(
+                hasattr(env, "sys"), f"{name or type(env).__name__} has no physics model (sys), so it can't be randomised"
+            )
+        self._env = env
+        self._randomization = randomization
+        self.name = name or type(env).__name__.lower()
+        self.backend = str(getattr(env, "backend", "custom"))
+        self.episode_length = episode_length
+        self.action_spec = Box(size=int(env.action_size))
+        self.observation_spec: ObservationSpec = jax.eval_shape(
+            lambda key: self.reset(key, self.sample_params(key)).observation, jax.random.key(0)
+        )
+
+    @property
+    def dt(self) -> float:
+        """Simulated seconds of an environment step (0.02 where the environment doesn't say)."""
+        return float(getattr(self._env, "dt", 0.02))
+
+    def sample_params(self, key: Key) -> Any:
+        """Physics factors of one episode, ``()`` without randomisation; ``key`` is consumed."""
+        return () if self._randomization is None else self._randomization.sample(key)
+
+    def reset(self, key: Key, params: Any) -> EnvState:
+        """A fresh initial state; ``key`` is consumed."""
+        with self._tracing():
+            state = self._with(params).reset(key)
+        return self._state(state, params, jnp.zeros((), bool))
+
+    def step(self, state: EnvState, action: Array) -> EnvState:
+        """One control step with an action ``[A]`` in [-1, 1]."""
+        inner = state.inner
+        # Brax's steps write into these dicts; the caller's state must not change.
+        inner = inner.replace(metrics=dict(inner.metrics), info=dict(inner.info))
+        with self._tracing():
+            after = self._with(state.params).step(inner, action)
+        return self._state(after, state.params, jnp.asarray(after.done) > 0.5)
+
+    def scene(self) -> Scene | None:
+        """What a viewer draws, or ``None`` if the environment has no Brax model."""
+        system = getattr(self._env, "sys", None)
+        return None if system is None or system.mj_model is None else scene_from_brax(system, self.dt)
+
+    def poses(self, state: EnvState) -> tuple[Array, Array]:
+        """World positions ``[L, 3]`` and quaternions ``[L, 4]`` (w, x, y, z) of the links."""
+        x = state.inner.pipeline_state.x
+        return x.pos, x.rot
+
+    def _with(self, params: Any) -> Any:
+        if self._randomization is None:
+            return self._env
+        env = copy.copy(self._env)
+        env.sys = scale_system(self._env.sys, params)
+        return env
+
+    @contextlib.contextmanager
+    def _tracing(self) -> Iterator[None]:
+        # TF32 on recent GPUs ruins contact physics, so the precision is stated rather than left to the platform.
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.default_matmul_precision("highest"))
+            if getattr(getattr(self._env, "sys", None), "enable_fluid", False):
+                stack.enter_context(_old_clip_in_fluid())
+            yield
+
+    def _state(self, inner: Any, params: Any, done: Array) -> EnvState:
+        time_limit = jnp.asarray(inner.info.get("truncation", 0.0)) > 0.5
+        return EnvState(
+            inner=inner,
+            params=params,
+            observation=inner.obs,
+            reward=jnp.asarray(inner.reward, jnp.float32),
+            terminated=done & ~time_limit,
+            truncated=done & time_limit,
+        )
+
+
+def load_brax(name: str, backend: str, **settings: Any) -> Any:
+    """The environment ``name`` of ``brax.envs`` on one of its backends, quietly."""
+    with quiet_dependencies():
+        from brax import envs
+
+        return envs.get_environment(name, backend=backend, **settings)

@@ -1,0 +1,189 @@
+"""Many environments in parallel: vectorised steps, the time limit, action repeat, non-finite states and fresh resets.
+
+Environment states stay *batch-last*: the lane is the last axis of every leaf, which is the layout that keeps SIMD units
+busy on a CPU. What leaves these functions for a learner (observation, reward, flags) is batch-first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from azjax.config import require
+from azjax.envs.base import Environment, EnvState, fresh_state
+from azjax.types import Array, Box, Key, Observation
+
+Vectorize = Callable[[Callable[..., Any]], Callable[..., Any]]
+# Lanes of one group share a pool of initial states. The group is the same for every device count that divides the
+# number of groups, so which reset a lane gets doesn't depend on the devices.
+_LARGEST_GROUP = 32
+_SMALLEST_POOL = 32
+
+
+def plain_vmap(f: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.vmap`` over the last axis of all arguments and results."""
+    return jax.vmap(f, in_axes=-1, out_axes=-1)
+
+
+def batch_first(tree: Any) -> Any:
+    """Moves the last axis of every leaf to the front."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), tree)
+
+
+def select_lanes(condition: Array, on_true: Any, on_false: Any) -> Any:
+    """Leaf by leaf ``where(condition, on_true, on_false)`` for batch-last trees and a condition ``[B]``."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), on_true, on_false)
+
+
+def take_lanes(tree: Any, index: Array) -> Any:
+    """The lanes ``index`` of a batch-last tree."""
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=-1), tree)
+
+
+def _finite(tree: Any) -> Array:
+    """bool ``[B]``: whether all numbers of a batch-last tree are finite in a lane."""
+    flags = [
+        jnp.all(jnp.isfinite(x), axis=tuple(range(x.ndim - 1)))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    return jnp.stack(flags).all(axis=0)
+
+
+def to_environment(env: Environment, action: Array) -> Array:
+    """Batch-first actions as the environment wants them: inside its bounds, lanes last."""
+    if isinstance(env.action_spec, Box):
+        action = jnp.clip(action, env.action_spec.low, env.action_spec.high)
+    return jnp.moveaxis(action, 0, -1)
+
+
+def reset_lanes(env: Environment, vectorize: Vectorize, keys: Key) -> EnvState:
+    """Fresh initial states for keys ``[B]``, batch-last."""
+    return vectorize(lambda key: fresh_state(env, key))(keys)
+
+
+class LaneStep(NamedTuple):
+    """What one decision did to each lane, before any reset."""
+
+    state: EnvState  # batch-last
+    elapsed: Array  # int32 [B] environment steps of the episode so far
+    reward: Array  # float32 [B] summed over the action repeat up to the end of the episode
+    terminated: Array  # bool [B] the task ended the episode
+    truncated: Array  # bool [B] the time limit, the environment itself or a non-finite state cut it short
+    nonfinite: Array  # bool [B] the lane's physics broke
+    final_observation: Observation  # batch-first: the true successor; the last finite one where the physics broke
+
+
+def step_lanes(
+    env: Environment, vectorize: Vectorize, state: EnvState, elapsed: Array, action: Array, *, action_repeat: int = 1
+) -> LaneStep:
+    """Steps every lane once with its action, ``action_repeat`` times where that is more than 1.
+
+    An episode that ends inside the repeat keeps the state of its end and earns nothing more. A lane whose observation
+    or reward is not finite counts as truncated with reward 0.
+
+    Args:
+      env: the environment.
+      vectorize: ``minor_vmap`` or ``plain_vmap``.
+      state: batch-last states.
+      elapsed: int32 ``[B]`` environment steps of the running episodes.
+      action: ``[B, A]``, batch-first.
+      action_repeat: environment steps per decision.
+    """
+    env_step = vectorize(env.step)
+    action = to_environment(env, action)
+
+    def repeat(carry: tuple[EnvState, Array], _: None) -> tuple[tuple[EnvState, Array], None]:
+        before, reward = carry
+        over = before.terminated | before.truncated
+        after = select_lanes(over, before, env_step(before, action))
+        return (after, reward + jnp.where(over, 0.0, after.reward)), None
+
+    if action_repeat == 1:
+        after = env_step(state, action)
+        reward = after.reward
+    else:
+        (after, reward), _ = jax.lax.scan(repeat, (state, jnp.zeros_like(state.reward)), None, action_repeat)
+    finite = _finite((after.observation, reward))
+    elapsed = elapsed + action_repeat
+    terminated = after.terminated & finite
+    truncated = (after.truncated | (elapsed >= env.episode_length)) & ~terminated | ~finite
+    final_observation = select_lanes(finite, after.observation, state.observation)
+    return LaneStep(
+        state=after,
+        elapsed=elapsed,
+        reward=jnp.where(finite, reward, 0.0),
+        terminated=terminated,
+        truncated=truncated,
+        nonfinite=~finite,
+        final_observation=batch_first(final_observation),
+    )
+
+
+class PoolLayout(NamedTuple):
+    """How lanes share pools of fresh initial states."""
+
+    group: int  # lanes that share a pool
+    entries: int  # initial states in a group's pool
+
+
+def pool_layout(lanes: int, reset_pool: int | None = None) -> PoolLayout:
+    """Groups of lanes and the entries of each group's pool.
+
+    Args:
+      lanes: the number of lanes on all devices together.
+      reset_pool: initial states for all lanes together; default a quarter of the lanes, at least 32.
+
+    Raises:
+      ValueError: if the pool is smaller than 1.
+    """
+    pool = max(lanes // 4, _SMALLEST_POOL) if reset_pool is None else reset_pool
+    require(pool >= 1, f"reset_pool is {pool}; it must be at least 1")
+    group = math.gcd(lanes, max(1, min(_LARGEST_GROUP, lanes // 8)))
+    return PoolLayout(group=group, entries=max(1, math.ceil(pool * group / lanes)))
+
+
+class Pool(NamedTuple):
+    """Fresh initial states of the groups on this device, and how many each group has used."""
+
+    states: EnvState  # batch-last, groups * entries lanes
+    used: Array  # int32 [groups]
+
+
+def fill_pool(env: Environment, vectorize: Vectorize, key: Key, lane_index: Array, layout: PoolLayout) -> Pool:
+    """New initial states for the groups of these lanes; ``key`` is consumed.
+
+    Args:
+      env: the environment.
+      vectorize: ``minor_vmap`` or ``plain_vmap``.
+      key: the same on every device; the entry's global number is folded in.
+      lane_index: int32 ``[B]`` global numbers of this device's lanes, in order, whole groups.
+      layout: how lanes share pools.
+    """
+    groups = lane_index[:: layout.group] // layout.group
+    entries = (groups[:, None] * layout.entries + jnp.arange(layout.entries)).reshape(-1)
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(entries)
+    return Pool(states=reset_lanes(env, vectorize, keys), used=jnp.zeros(groups.shape, jnp.int32))
+
+
+def draw_from_pool(pool: Pool, over: Array, state: EnvState, layout: PoolLayout) -> tuple[Pool, EnvState]:
+    """Gives each lane that is ``over`` (bool ``[B]``) its group's next initial state, wrapping when all are used."""
+    by_group = over.reshape(-1, layout.group)
+    number = pool.used[:, None] + jnp.cumsum(by_group, axis=1, dtype=jnp.int32) - 1
+    group = jnp.arange(by_group.shape[0], dtype=jnp.int32)[:, None]
+    index = (group * layout.entries + jnp.maximum(number, 0) % layout.entries).reshape(-1)
+    state = jax.lax.cond(
+        over.any(),
+        lambda: select_lanes(over, take_lanes(pool.states, index), state),
+        lambda: state,
+    )
+    return pool._replace(used=pool.used + by_group.sum(axis=1, dtype=jnp.int32)), state
+
+
+def reused_resets(pool: Pool, layout: PoolLayout) -> Array:
+    """int32 []: resets that had to take an initial state a second time."""
+    return jnp.maximum(pool.used - layout.entries, 0).sum()

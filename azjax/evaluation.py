@@ -1,0 +1,200 @@
+"""Full episodes of a fixed policy, and their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from azjax.batching import minor_vmap
+from azjax.config import require, require_number
+from azjax.envs.base import Environment, EnvState
+from azjax.envs.lanes import Vectorize, batch_first, reset_lanes, select_lanes, step_lanes
+from azjax.types import ActFn, Array, Key, Params
+
+
+class Episodes(NamedTuple):
+    """One full episode of each lane."""
+
+    episode_return: Array  # float32 [B]
+    length: Array  # int32 [B] environment steps
+    terminated: Array  # bool [B] the task ended it; else the time limit did
+    nonfinite: Array  # bool [B] the physics broke; such episodes don't count
+    frames: Any  # what ``record`` gave for the first lane, [decisions + 1, ...], the last frame repeated; else ()
+
+
+Evaluator = Callable[[Params, Key], Episodes]
+
+
+def make_evaluator(
+    env: Environment,
+    act: ActFn,
+    *,
+    lanes: int,
+    deterministic: bool = True,
+    action_repeat: int = 1,
+    record: Callable[[EnvState], Any] | None = None,
+    axis_name: str | None = None,
+    vectorize: Vectorize = minor_vmap,
+) -> Evaluator:
+    """A pure function that plays one full episode in each of ``lanes`` lanes and stops when all are over.
+
+    Args:
+      env: the environment; its ``episode_length`` is the time limit.
+      act: the learner's.
+      lanes: episodes in parallel on this device.
+      deterministic: take the distribution's mode instead of a sample.
+      action_repeat: environment steps per decision, as in training.
+      record: of the first lane's single state: what to keep of every step, e.g. the poses for a replay.
+      axis_name: the device axis under ``shard_map``; only makes the lanes' keys differ between devices.
+      vectorize: how single environments become lanes.
+
+    Returns:
+      ``evaluate(params, key) -> Episodes``; ``key`` is consumed, derive it from a seed that training doesn't use.
+    """
+    require_number("lanes", lanes, 1, 2**30)
+    decisions = -(-env.episode_length // action_repeat)
+
+    class Loop(NamedTuple):
+        t: Array
+        env: EnvState
+        over: Array
+        episodes: Episodes
+
+    def evaluate(params: Params, key: Key) -> Episodes:
+        key_reset, key_act = jax.random.split(key)
+        index = jnp.arange(lanes, dtype=jnp.int32)
+        if axis_name is not None:
+            index = index + lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
+        states = reset_lanes(env, vectorize, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index))
+        lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(index)
+        frames = _first_frames(record, states, decisions + 1)
+        none = jnp.zeros(lanes, bool)
+        start = Episodes(jnp.zeros(lanes), jnp.zeros(lanes, jnp.int32), none, none, frames)
+
+        def body(loop: Loop) -> Loop:
+            observation = batch_first(loop.env.observation)
+            keys = jax.vmap(lambda k: jax.random.fold_in(k, loop.t))(lane_keys)
+            action, _, _ = jax.vmap(lambda o, k: act(params, o, (), k, deterministic=deterministic))(observation, keys)
+            result = step_lanes(env, vectorize, loop.env, loop.episodes.length, action, action_repeat=action_repeat)
+            over, old = loop.over, loop.episodes
+            states = select_lanes(over, loop.env, result.state)
+            return Loop(
+                t=loop.t + 1,
+                env=states,
+                over=over | result.terminated | result.truncated,
+                episodes=Episodes(
+                    episode_return=old.episode_return + jnp.where(over, 0.0, result.reward),
+                    length=jnp.where(over, old.length, result.elapsed),
+                    terminated=jnp.where(over, old.terminated, result.terminated),
+                    nonfinite=jnp.where(over, old.nonfinite, result.nonfinite),
+                    frames=_put_frame(record, old.frames, states, loop.t + 1),
+                ),
+            )
+
+        end = jax.lax.while_loop(lambda loop: ~loop.over.all(), body, Loop(jnp.int32(0), states, none, start))
+        return end.episodes
+
+    return evaluate
+
+
+def _frame(record: Callable[[EnvState], Any], states: EnvState) -> Any:
+    return record(jax.tree.map(lambda x: x[..., 0], states))
+
+
+def _first_frames(record: Callable[[EnvState], Any] | None, states: EnvState, count: int) -> Any:
+    if record is None:
+        return ()
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), _frame(record, states))
+
+
+def _put_frame(record: Callable[[EnvState], Any] | None, frames: Any, states: EnvState, t: Array) -> Any:
+    if record is None:
+        return ()
+    return jax.tree.map(lambda buffer, x: buffer.at[t].set(x), frames, _frame(record, states))
+
+
+def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
+    """Jits an evaluator, on every device of ``mesh`` at once; the lanes of all devices come back in one axis.
+
+    Frames, if recorded, are those of the first device's first lane.
+    """
+    if mesh is None:
+        return jax.jit(evaluate)
+    (axis,) = mesh.axis_names
+
+    def on_device(params: Params, key: Key) -> Episodes:
+        episodes = evaluate(params, key)
+        return episodes._replace(frames=jax.tree.map(lambda x: x[None], episodes.frames))
+
+    lanes, whole = PartitionSpec(axis), PartitionSpec()
+    program = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, whole), out_specs=lanes, check_vma=False)
+
+    def first_frames(params: Params, key: Key) -> Episodes:
+        episodes = program(params, key)
+        return episodes._replace(frames=jax.tree.map(lambda x: x[0], episodes.frames))
+
+    return jax.jit(first_frames)
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half of the values, fractional weights at its edges (Agarwal et al., 2021, arXiv 2108.13264)."""
+    ordered = np.sort(np.asarray(values, np.float64))
+    n = len(ordered)
+    # Value i covers the quantiles [i/n, (i+1)/n]; its weight is the part of that inside [1/4, 3/4].
+    edges = np.arange(n + 1) / n
+    weights = np.clip(edges[1:], 0.25, 0.75) - np.clip(edges[:-1], 0.25, 0.75)
+    return float((weights * ordered).sum() / weights.sum())
+
+
+def bootstrap_interval(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], float] = interquartile_mean,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic (Efron & Tibshirani, 1993, chapter 13)."""
+    values = np.asarray(values, np.float64)
+    generator = np.random.default_rng(seed)
+    draws = [statistic(generator.choice(values, len(values))) for _ in range(resamples)]
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(draws, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def summarize(episodes: Episodes) -> dict[str, Any]:
+    """Mean, std, median, IQM with its 95 % bootstrap interval, min, max and length over episodes that count.
+
+    Returns:
+      Plain Python numbers: ``episodes``, ``nonfinite_episodes``, ``return_mean``, ``return_std``, ``return_median``,
+      ``return_iqm``, ``return_iqm_low``, ``return_iqm_high``, ``return_min``, ``return_max``, ``length_mean``,
+      ``terminated_fraction``, and ``returns``, each episode's.
+
+    Raises:
+      ValueError: if no episode ended with finite physics.
+    """
+    valid = ~np.asarray(episodes.nonfinite)
+    require(bool(valid.any()), "the physics broke in every evaluation episode")
+    returns = np.asarray(episodes.episode_return, np.float64)[valid]
+    low, high = bootstrap_interval(returns)
+    return {
+        "episodes": int(valid.sum()),
+        "nonfinite_episodes": int((~valid).sum()),
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "return_median": float(np.median(returns)),
+        "return_iqm": interquartile_mean(returns),
+        "return_iqm_low": low,
+        "return_iqm_high": high,
+        "return_min": float(returns.min()),
+        "return_max": float(returns.max()),
+        "length_mean": float(np.asarray(episodes.length)[valid].mean()),
+        "terminated_fraction": float(np.asarray(episodes.terminated)[valid].mean()),
+        "returns": [float(x) for x in returns],
+    }

@@ -1,0 +1,332 @@
+"""The whole-training-step program: one update is a rollout of all lanes and everything the learner does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from azjax.batching import minor_vmap
+from azjax.config import require, require_number
+from azjax.counters import Counter, counter_add, counter_from_int
+from azjax.envs.base import Environment, EnvState
+from azjax.envs.lanes import (
+    LaneStep,
+    Pool,
+    PoolLayout,
+    Vectorize,
+    batch_first,
+    draw_from_pool,
+    fill_pool,
+    pool_layout,
+    reset_lanes,
+    reused_resets,
+    step_lanes,
+)
+from azjax.types import Array, Info, Key, Learner, Rollout
+
+
+@flax.struct.dataclass
+class LaneState:
+    """The lanes between two steps; the lane is the last axis of every leaf."""
+
+    env: EnvState
+    index: Array  # int32 [B] number of the lane among all devices' lanes
+    elapsed: Array  # int32 [B] environment steps of the running episode
+    episode_return: Array  # float32 [B] reward of the running episode so far
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training carries from update to update."""
+
+    learner: Any
+    lanes: LaneState
+    key: Key
+    env_steps: Counter  # environment steps of all lanes since the start, exact
+
+
+class EpisodeTotals(NamedTuple):
+    """Sums over the episodes that ended in an update; broken ones are left out."""
+
+    count: Array  # int32 []
+    return_sum: Array  # float32 []
+    return_min: Array  # float32 [] +inf if there were none
+    return_max: Array  # float32 [] -inf if there were none
+    length_sum: Array  # float32 [] environment steps
+
+
+class Metrics(NamedTuple):
+    """What an update reports; the same on every device."""
+
+    env_steps: Counter  # after the update
+    episodes: EpisodeTotals
+    reward_mean: Array  # float32 [] per decision
+    nonfinite_lanes: Array  # int32 [] lanes whose physics broke and that were reset
+    reset_reuse: Array  # int32 [] resets that took an initial state for the second time
+    learner: Info
+
+
+class Trainer(NamedTuple):
+    """Two pure functions, and the facts about them that a program around them needs.
+
+    ``init(key) -> TrainState`` and ``step(TrainState) -> (TrainState, Metrics)``, one update: no host callback, safe
+    under ``jit``, ``vmap`` (a population), ``shard_map`` (devices) and ``lax.scan``.
+    """
+
+    init: Callable[[Key], TrainState]
+    step: Callable[[TrainState], tuple[TrainState, Metrics]]
+    lanes: int  # on all devices together
+    decisions: int  # of all lanes in one update
+    env_steps_per_update: int
+    reset_group: int  # consecutive lanes that must stay on one device
+    axis_name: str | None
+
+
+def make_trainer(
+    env: Environment,
+    learner: Learner,
+    *,
+    lanes: int,
+    rollout_length: int,
+    action_repeat: int = 1,
+    reset_pool: int | None = None,
+    axis_name: str | None = None,
+    vectorize: Vectorize = minor_vmap,
+) -> Trainer:
+    """Combines an environment and a learner into a training program.
+
+    Args:
+      env: see ``azjax.make_env``.
+      learner: see ``azjax.ppo``.
+      lanes: environments in parallel, on all devices together.
+      rollout_length: decisions of each lane per update.
+      action_repeat: environment steps per decision.
+      reset_pool: fresh initial states that each update prepares; default a quarter of the lanes, at least 32.
+      axis_name: the device axis when ``step`` runs under ``shard_map``; the learner needs the same name.
+      vectorize: how single environments become lanes: ``minor_vmap`` or ``azjax.envs.plain_vmap``.
+
+    Returns:
+      A ``Trainer``; pass it to ``azjax.compile``, or wrap its functions yourself.
+
+    Raises:
+      ValueError: for counts below 1.
+
+    Examples:
+      >>> import azjax, jax
+      >>> env = azjax.make_env("inverted_pendulum")
+      >>> trainer = azjax.make_trainer(env, azjax.ppo(), lanes=64, rollout_length=16)
+      >>> state = jax.eval_shape(trainer.init, jax.random.key(0))
+      >>> state.lanes.elapsed.shape
+      (64,)
+    """
+    for name, value in (("lanes", lanes), ("rollout_length", rollout_length), ("action_repeat", action_repeat)):
+        require_number(name, value, 1, 2**30)
+    layout = pool_layout(lanes, reset_pool)
+    env_steps_per_update = lanes * rollout_length * action_repeat
+    require(
+        env_steps_per_update < 2**31,
+        f"an update of {env_steps_per_update} environment steps is too long: lanes x rollout_length x action_repeat "
+        "must stay below 2^31",
+    )
+
+    def init(key: Key) -> TrainState:
+        key, key_learner, key_lanes = jax.random.split(key, 3)
+        index = jnp.arange(lanes, dtype=jnp.int32)
+        keys = jax.vmap(lambda n: jax.random.fold_in(key_lanes, n))(index)
+        return TrainState(
+            learner=learner.init(key_learner, env.observation_spec, env.action_spec),
+            lanes=LaneState(
+                env=reset_lanes(env, vectorize, keys),
+                index=index,
+                elapsed=jnp.zeros(lanes, jnp.int32),
+                episode_return=jnp.zeros(lanes, jnp.float32),
+            ),
+            key=key,
+            env_steps=counter_from_int(0),
+        )
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        key, key_act, key_pool, key_fit = jax.random.split(state.key, 4)
+        pool = fill_pool(env, vectorize, key_pool, state.lanes.index, layout)
+        lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(state.lanes.index)
+
+        def decide(carry: tuple[LaneState, Pool], t: Array) -> tuple[Any, tuple[Rollout, LaneReport]]:
+            before, pool = carry
+            observation = batch_first(before.env.observation)
+            keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(lane_keys)
+            action, _, info = jax.vmap(lambda o, k: learner.act(state.learner.params, o, (), k))(observation, keys)
+            result = step_lanes(
+                env, vectorize, before.env, before.elapsed, action, action_repeat=action_repeat
+            )
+            after, pool, report = _account_and_reset(before, result, pool, layout)
+            rollout = Rollout(
+                observation=observation,
+                carry=(),
+                action=action,
+                info=info,
+                reward=result.reward,
+                terminated=result.terminated,
+                truncated=result.truncated,
+                final_observation=result.final_observation,
+            )
+            return (after, pool), (rollout, report)
+
+        (after, pool), (rollout, report) = jax.lax.scan(
+            decide, (state.lanes, pool), jnp.arange(rollout_length, dtype=jnp.int32)
+        )
+        learner_state, info = learner.fit(state.learner, learner.estimate(state.learner, rollout), key_fit)
+        env_steps = counter_add(state.env_steps, env_steps_per_update)
+        metrics = Metrics(
+            env_steps=env_steps,
+            learner=info,
+            **_reduce(report, rollout.reward, reused_resets(pool, layout), axis_name),
+        )
+        return TrainState(learner=learner_state, lanes=after, key=key, env_steps=env_steps), metrics
+
+    return Trainer(
+        init=init,
+        step=step,
+        lanes=lanes,
+        decisions=lanes * rollout_length,
+        env_steps_per_update=env_steps_per_update,
+        reset_group=layout.group,
+        axis_name=axis_name,
+    )
+
+
+class LaneReport(NamedTuple):
+    """What ended in a step of the lanes."""
+
+    ended: Array  # bool [B] an episode that counts
+    nonfinite: Array  # bool [B]
+    episode_return: Array  # float32 [B]
+    elapsed: Array  # int32 [B]
+
+
+def _account_and_reset(
+    before: LaneState, result: LaneStep, pool: Pool, layout: PoolLayout
+) -> tuple[LaneState, Pool, LaneReport]:
+    """Books the step on the running episodes and replaces those that are over."""
+    over = result.terminated | result.truncated
+    episode_return = before.episode_return + result.reward
+    pool, env_state = draw_from_pool(pool, over, result.state, layout)
+    after = before.replace(
+        env=env_state,
+        elapsed=jnp.where(over, 0, result.elapsed),
+        episode_return=jnp.where(over, 0.0, episode_return),
+    )
+    return after, pool, LaneReport(over & ~result.nonfinite, result.nonfinite, episode_return, result.elapsed)
+
+
+def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | None) -> dict[str, Any]:
+    """Totals over steps, lanes and devices."""
+    ended, returns = report.ended, report.episode_return
+    sums = {
+        "count": ended.sum(dtype=jnp.int32),
+        "return_sum": jnp.where(ended, returns, 0.0).sum(),
+        "length_sum": jnp.where(ended, report.elapsed, 0).sum(dtype=jnp.float32),
+        "nonfinite": report.nonfinite.sum(dtype=jnp.int32),
+        "reuse": reuse,
+    }
+    low = jnp.where(ended, returns, jnp.inf).min()
+    high = jnp.where(ended, returns, -jnp.inf).max()
+    reward_mean = reward.mean()
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+        low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
+        reward_mean = jax.lax.pmean(reward_mean, axis_name)
+    return {
+        "episodes": EpisodeTotals(sums["count"], sums["return_sum"], low, high, sums["length_sum"]),
+        "reward_mean": reward_mean,
+        "nonfinite_lanes": sums["nonfinite"],
+        "reset_reuse": sums["reuse"],
+    }
+
+
+class CompiledTrainer(NamedTuple):
+    """Jitted ``init(key)`` and ``step(state)``; ``step`` donates its argument and stacks the metrics of its updates."""
+
+    init: Any
+    step: Any
+    updates_per_call: int
+
+
+def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 1) -> CompiledTrainer:
+    """Turns a trainer into compiled programs: devices, several updates per call, donated buffers.
+
+    Nothing is compiled until the first call (or ``step.lower(state).compile()``), and ``trainer.step`` is traced once.
+
+    Args:
+      trainer: what to run.
+      mesh: devices along the trainer's ``axis_name``: lanes are divided among them, parameters replicated.
+      updates_per_call: updates of one call of ``step``; their metrics come back stacked ``[updates_per_call, ...]``.
+
+    Returns:
+      Jitted functions.
+
+    Raises:
+      ValueError: if mesh and axis name don't fit together, or the lanes can't be divided.
+    """
+    require_number("updates_per_call", updates_per_call, 1, 2**30)
+
+    def many(state: TrainState) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda s, _: trainer.step(s), state, None, updates_per_call)
+
+    if mesh is None and trainer.axis_name is not None:
+        mesh = make_mesh(1, trainer.axis_name)
+    if mesh is None:
+        return CompiledTrainer(jax.jit(trainer.init), jax.jit(many, donate_argnums=0), updates_per_call)
+    require(
+        trainer.axis_name is not None,
+        f"a mesh needs a trainer and a learner with axis_name={mesh.axis_names[0]!r}",
+    )
+    require(
+        mesh.axis_names == (trainer.axis_name,),
+        f"the mesh has axes {mesh.axis_names}; the trainer reduces over {trainer.axis_name!r}",
+    )
+    check_devices(trainer, mesh.size)
+    specs = partition_specs(trainer)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    program = jax.shard_map(
+        many, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
+    )
+    return CompiledTrainer(
+        init=jax.jit(trainer.init, out_shardings=shardings),
+        step=jax.jit(program, donate_argnums=0),
+        updates_per_call=updates_per_call,
+    )
+
+
+def make_mesh(devices: int, axis_name: str) -> Mesh:
+    """A mesh of the first ``devices`` devices along one axis."""
+    available = jax.devices()
+    require(
+        1 <= devices <= len(available),
+        f"{devices} devices asked for, but JAX sees {len(available)} ({available[0].platform})",
+    )
+    return jax.make_mesh((devices,), (axis_name,), devices=available[:devices])
+
+
+def check_devices(trainer: Trainer, devices: int) -> None:
+    """Raises ``ValueError`` unless the trainer's lanes can be divided among that many devices."""
+    groups = trainer.lanes // trainer.reset_group
+    require(
+        groups % devices == 0,
+        f"{trainer.lanes} lanes can't be divided among {devices} devices in whole groups of {trainer.reset_group}; "
+        f"use a multiple of {8 * devices} lanes",
+    )
+
+
+def partition_specs(trainer: Trainer) -> TrainState:
+    """Where each leaf of the train state lives: lanes divided along their last axis, all else on every device."""
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+    replicated = jax.tree.map(lambda _: PartitionSpec(), shapes)
+    lanes = jax.tree.map(
+        lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), trainer.axis_name), shapes.lanes
+    )
+    return replicated.replace(lanes=lanes)
