@@ -12,8 +12,9 @@ lanes, anything else a caller vectorises over) and all array arguments share it.
 * The rollout's own end is no episode end, but nothing is known beyond it: the last step bootstraps from
   `next_values[T - 1]`.
 
-Ends are applied by selection, never by multiplication, so a NaN or infinite `next_values` at a terminated step, or
-anything non-finite in a neighbouring episode, reaches neither the estimates nor their gradients.
+Ends are applied by selection, never by multiplication. So a NaN or infinite `next_values` at a terminated step reaches
+neither the estimates nor any gradient, and anything non-finite in the next episode reaches neither the estimates of
+this one nor their gradients with respect to its rewards and values.
 
 Results are float32, or float64 when an input is. Nothing here stops gradients: the caller decides what is constant.
 

@@ -16,6 +16,10 @@ import jax.numpy as jnp
 C = TypeVar("C")
 
 
+class ConfigError(ValueError):
+    """What a caller asked for makes no sense; the message is one line that names value, reason and mend."""
+
+
 def traced(default: float) -> Any:
     """A float that the compiled program takes as an input."""
     return dataclasses.field(default=default, metadata={"traced": True})
@@ -45,12 +49,12 @@ def as_arrays(config: C) -> C:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ``ValueError(message)`` unless the condition holds."""
+    """Raises ``ConfigError(message)`` unless the condition holds."""
     if not condition:
-        raise ValueError(message)
+        raise ConfigError(message)
 
 
 def require_number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raises ``ValueError`` unless ``low <= value <= high`` (NaN fails), with a message that names field and value."""
+    """Raises ``ConfigError`` unless ``low <= value <= high`` (NaN fails), with a message that names field and value."""
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must lie between {low} and {high}")
+        raise ConfigError(f"{name} is {value}; it must lie between {low} and {high}")

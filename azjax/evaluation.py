@@ -17,6 +17,13 @@ from azjax.envs.lanes import Vectorize, batch_first, reset_lanes, select_lanes, 
 from azjax.types import ActFn, Array, Key, Params
 
 
+class Frames(NamedTuple):
+    """One lane's episode, step by step; of the ``decisions + 1`` entries those past its end are repeats."""
+
+    recorded: Any  # [decisions + 1, ...] what ``record`` gave, from the initial state on
+    reward: Array  # float32 [decisions + 1] received on arriving at each frame; 0 for the first
+
+
 class Episodes(NamedTuple):
     """One full episode of each lane."""
 
@@ -24,7 +31,7 @@ class Episodes(NamedTuple):
     length: Array  # int32 [B] environment steps
     terminated: Array  # bool [B] the task ended it; else the time limit did
     nonfinite: Array  # bool [B] the physics broke; such episodes don't count
-    frames: Any  # what ``record`` gave for the first lane, [decisions + 1, ...], the last frame repeated; else ()
+    frames: Frames | None  # of the first lane, if recorded
 
 
 Evaluator = Callable[[Params, Key], Episodes]
@@ -82,17 +89,18 @@ def make_evaluator(
             action, _, _ = jax.vmap(lambda o, k: act(params, o, (), k, deterministic=deterministic))(observation, keys)
             result = step_lanes(env, vectorize, loop.env, loop.episodes.length, action, action_repeat=action_repeat)
             over, old = loop.over, loop.episodes
+            reward = jnp.where(over, 0.0, result.reward)
             states = select_lanes(over, loop.env, result.state)
             return Loop(
                 t=loop.t + 1,
                 env=states,
                 over=over | result.terminated | result.truncated,
                 episodes=Episodes(
-                    episode_return=old.episode_return + jnp.where(over, 0.0, result.reward),
+                    episode_return=old.episode_return + reward,
                     length=jnp.where(over, old.length, result.elapsed),
                     terminated=jnp.where(over, old.terminated, result.terminated),
                     nonfinite=jnp.where(over, old.nonfinite, result.nonfinite),
-                    frames=_put_frame(record, old.frames, states, loop.t + 1),
+                    frames=_put_frame(record, old.frames, states, reward, loop.t + 1),
                 ),
             )
 
@@ -102,20 +110,21 @@ def make_evaluator(
     return evaluate
 
 
-def _frame(record: Callable[[EnvState], Any], states: EnvState) -> Any:
-    return record(jax.tree.map(lambda x: x[..., 0], states))
+Record = Callable[[EnvState], Any]
 
 
-def _first_frames(record: Callable[[EnvState], Any] | None, states: EnvState, count: int) -> Any:
+def _first_frames(record: Record | None, states: EnvState, count: int) -> Frames | None:
     if record is None:
-        return ()
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), _frame(record, states))
+        return None
+    first = record(jax.tree.map(lambda x: x[..., 0], states))
+    return Frames(jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), first), jnp.zeros(count))
 
 
-def _put_frame(record: Callable[[EnvState], Any] | None, frames: Any, states: EnvState, t: Array) -> Any:
-    if record is None:
-        return ()
-    return jax.tree.map(lambda buffer, x: buffer.at[t].set(x), frames, _frame(record, states))
+def _put_frame(record: Record | None, frames: Frames | None, states: EnvState, reward: Array, t: Array) -> Any:
+    if record is None or frames is None:
+        return None
+    frame = Frames(record(jax.tree.map(lambda x: x[..., 0], states)), reward[0])
+    return jax.tree.map(lambda buffer, x: buffer.at[t].set(x), frames, frame)
 
 
 def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
@@ -129,16 +138,14 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
 
     def on_device(params: Params, key: Key) -> Episodes:
         episodes = evaluate(params, key)
-        return episodes._replace(frames=jax.tree.map(lambda x: x[None], episodes.frames))
+        first = jax.lax.axis_index(axis) == 0
+        frames = jax.tree.map(lambda x: jax.lax.psum(jnp.where(first, x, 0), axis), episodes.frames)
+        return episodes._replace(frames=frames)
 
     lanes, whole = PartitionSpec(axis), PartitionSpec()
-    program = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, whole), out_specs=lanes, check_vma=False)
-
-    def first_frames(params: Params, key: Key) -> Episodes:
-        episodes = program(params, key)
-        return episodes._replace(frames=jax.tree.map(lambda x: x[0], episodes.frames))
-
-    return jax.jit(first_frames)
+    out_specs = Episodes(lanes, lanes, lanes, lanes, frames=whole)
+    program = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, whole), out_specs=out_specs, check_vma=False)
+    return jax.jit(program)
 
 
 def interquartile_mean(values: np.ndarray) -> float:

@@ -260,10 +260,14 @@ def _features(
     statistics: RunningStatistics, batch: chex.ArrayTree
 ) -> tuple[list[_Feature], Callable[[list[chex.Array]], chex.ArrayTree]]:
     """Pairs the leaves that have statistics; also returns how to put new leaves back into the statistics' structure."""
-    means, treedef = jax.tree.flatten(statistics.mean, is_leaf=_is_none)
-    values, batch_treedef = jax.tree.flatten(batch, is_leaf=_is_none)
-    if treedef != batch_treedef:
-        raise ValueError(f"observations are structured as {batch_treedef}, their statistics as {treedef}.")
+    # jax types a tree's structure as something that cannot be compared.
+    structure: Any = jax.tree.structure(statistics.mean, is_leaf=_is_none)
+    if structure != jax.tree.structure(batch, is_leaf=_is_none):
+        raise ValueError(
+            f"observations are structured as {jax.tree.structure(batch)}, their statistics as {structure}."
+        )
+    means = jax.tree.leaves(statistics.mean, is_leaf=_is_none)
+    values = jax.tree.leaves(batch, is_leaf=_is_none)
     present = [mean is not None for mean in means]
     features = [
         _Feature(jnp.asarray(value), *statistic)
@@ -276,11 +280,12 @@ def _features(
     for feature in features:
         shape = feature.mean.shape
         if feature.value.shape[feature.value.ndim - len(shape) :] != shape or feature.value.ndim < len(shape):
-            raise ValueError(f"expected features of shape [..., {shape}], got {feature.value.shape}.")
+            expected = ", ".join(map(str, ("...", *shape)))
+            raise ValueError(f"expected features of shape [{expected}], got {feature.value.shape}.")
 
     def rebuild(leaves: list[chex.Array]) -> chex.ArrayTree:
         remaining = iter(leaves)
-        return treedef.unflatten([next(remaining) if has_statistics else None for has_statistics in present])
+        return structure.unflatten([next(remaining) if has_statistics else None for has_statistics in present])
 
     return features, rebuild
 

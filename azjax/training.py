@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from azjax.batching import minor_vmap
 from azjax.config import require, require_number
@@ -249,11 +249,14 @@ def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | No
 
 
 class CompiledTrainer(NamedTuple):
-    """Jitted ``init(key)`` and ``step(state)``; ``step`` donates its argument and stacks the metrics of its updates."""
+    """Jitted ``init(key)`` and ``step(state)``; ``step`` donates its argument and stacks the metrics of its updates.
+
+    ``state`` describes the train state (shapes, types, placement), for ``step.lower(state).compile()``.
+    """
 
     init: Any
     step: Any
-    updates_per_call: int
+    state: TrainState
 
 
 def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 1) -> CompiledTrainer:
@@ -279,8 +282,9 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
 
     if mesh is None and trainer.axis_name is not None:
         mesh = make_mesh(1, trainer.axis_name)
+    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
     if mesh is None:
-        return CompiledTrainer(jax.jit(trainer.init), jax.jit(many, donate_argnums=0), updates_per_call)
+        return CompiledTrainer(jax.jit(trainer.init), jax.jit(many, donate_argnums=0), shapes)
     require(
         trainer.axis_name is not None,
         f"a mesh needs a trainer and a learner with axis_name={mesh.axis_names[0]!r}",
@@ -290,7 +294,7 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         f"the mesh has axes {mesh.axis_names}; the trainer reduces over {trainer.axis_name!r}",
     )
     check_devices(trainer, mesh.size)
-    specs = partition_specs(trainer)
+    specs = partition_specs(shapes, trainer.axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     program = jax.shard_map(
         many, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
@@ -298,7 +302,9 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
     return CompiledTrainer(
         init=jax.jit(trainer.init, out_shardings=shardings),
         step=jax.jit(program, donate_argnums=0),
-        updates_per_call=updates_per_call,
+        state=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+        ),
     )
 
 
@@ -309,7 +315,7 @@ def make_mesh(devices: int, axis_name: str) -> Mesh:
         1 <= devices <= len(available),
         f"{devices} devices asked for, but JAX sees {len(available)} ({available[0].platform})",
     )
-    return jax.make_mesh((devices,), (axis_name,), devices=available[:devices])
+    return jax.make_mesh((devices,), (axis_name,), axis_types=(AxisType.Auto,), devices=available[:devices])
 
 
 def check_devices(trainer: Trainer, devices: int) -> None:
@@ -322,11 +328,8 @@ def check_devices(trainer: Trainer, devices: int) -> None:
     )
 
 
-def partition_specs(trainer: Trainer) -> TrainState:
-    """Where each leaf of the train state lives: lanes divided along their last axis, all else on every device."""
-    shapes = jax.eval_shape(trainer.init, jax.random.key(0))
+def partition_specs(shapes: TrainState, axis_name: str | None) -> TrainState:
+    """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device."""
     replicated = jax.tree.map(lambda _: PartitionSpec(), shapes)
-    lanes = jax.tree.map(
-        lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), trainer.axis_name), shapes.lanes
-    )
+    lanes = jax.tree.map(lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), axis_name), shapes.lanes)
     return replicated.replace(lanes=lanes)

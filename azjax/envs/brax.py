@@ -47,9 +47,22 @@ def quiet_dependencies() -> Iterator[None]:
         warnings.simplefilter("ignore")
         root.setLevel(logging.ERROR)
         try:
-            yield
+            with _quiet_mujoco():
+                yield
         finally:
             root.setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet_mujoco() -> Iterator[None]:
+    """Silences the warnings of MuJoCo's own model compiler, which would also leave a log file in the working folder."""
+    import mujoco
+
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
 
 
 @dataclasses.dataclass(frozen=True)

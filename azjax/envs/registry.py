@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from azjax.config import require
+from azjax.config import ConfigError, require
 from azjax.envs.base import Environment
 from azjax.envs.brax import SUPPORTED, BraxEnvironment, Randomization, load_brax
 
@@ -64,7 +64,7 @@ def make_env(
         try:
             bare = load_brax(env, backend, **settings)
         except TypeError as error:
-            raise ValueError(f"environment {env!r} does not take these settings: {error}") from error
+            raise ConfigError(f"environment {env!r} does not take these settings: {error}") from error
         return BraxEnvironment(bare, name=env, episode_length=episode_length, randomization=randomization)
     require(backend is None and not settings, "backend and settings apply to environments given by name only")
     if hasattr(env, "sample_params") and hasattr(env, "observation_spec"):

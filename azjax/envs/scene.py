@@ -152,7 +152,8 @@ _LAST_VISIBLE_GROUP = 2
 # Two colours mean that nobody chose one: the grey that MuJoCo fills in, and the brown that Brax gives to nearly every
 # shape of its own models. Such shapes are coloured by limb, since a robot of one colour hides which leg is which. The
 # hues stay apart for most colour-blind eyes and on light and dark backgrounds.
-_UNCHOSEN = ((0.5, 0.5, 0.5, 1.0), (0.4, 0.33, 0.26, 1.0))
+_PLAIN = (0.5, 0.5, 0.5, 1.0)
+_UNCHOSEN = (_PLAIN, (0.4, 0.33, 0.26, 1.0))
 _FIXTURE = (0.56, 0.60, 0.66)
 _TRUNK = (0.93, 0.64, 0.26)
 _LIMBS = ((0.22, 0.52, 0.76), (0.13, 0.62, 0.52), (0.74, 0.42, 0.66), (0.40, 0.70, 0.88), (0.55, 0.50, 0.82))
@@ -170,6 +171,8 @@ def _colour(model: mujoco.MjModel, geom: int, palette: list[Vector3]) -> Vector4
         # White is what a material starts as: with a texture on it, which no viewer here draws, it is nobody's choice.
         if rgba[:3] != (1.0, 1.0, 1.0) or not (np.asarray(model.mat_texid[material]) >= 0).any():
             return rgba
+    if _KINDS.get(int(model.geom_type[geom])) == "plane":
+        return _PLAIN  # viewers give a grey floor the colours of their theme
     return (*palette[int(model.geom_bodyid[geom])], own[3])
 
 

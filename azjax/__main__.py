@@ -1,0 +1,7 @@
+"""``python -m azjax``."""
+
+import sys
+
+from azjax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,165 @@
+"""The walk over a traced program that keeps the batch on the last axis of every batched value."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from azjax.batching import jaxprs
+from azjax.batching.folding import fold
+from azjax.batching.jaxprs import Equation, Literal, Program, UnknownForm
+
+FOLD_LIMIT = 1 << 16
+"""Constants with more elements than this are left to XLA."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """An intermediate value.
+
+    Attributes:
+      array: `[*shape, B]` if batched, else `[*shape]`; a numpy array is a constant known while tracing.
+      batched: whether the batch axis is there.
+    """
+
+    array: Any
+    batched: bool
+
+    @property
+    def constant(self) -> bool:
+        return not self.batched and isinstance(self.array, np.ndarray)
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """What every rule needs to know: the batch size, and where to note what was left to `jax.vmap`."""
+
+    size: int
+    fallbacks: list[str] | None = None
+    warned: set[str] = dataclasses.field(default_factory=set)
+    programs: dict[int, tuple[Any, Program]] = dataclasses.field(default_factory=dict)
+
+    def full(self, value: Value, shape: Sequence[int]) -> Any:
+        """The value as a batched array `[*shape, B]`."""
+        if value.batched:
+            return value.array
+        return lax.broadcast_in_dim(value.array, (*shape, self.size), tuple(range(len(shape))))
+
+    def warn(self, name: str, reason: str) -> None:
+        """Warns once per primitive."""
+        if name not in self.warned:
+            self.warned.add(name)
+            warnings.warn(f"minor_vmap leaves `{name}` to jax.vmap: {reason}", stacklevel=2)
+
+
+Rule = Callable[[Equation, Sequence[Value], Batch], "list[Value] | None"]
+"""Re-emits one equation that has a batched operand. None means: not this case, leave it to `jax.vmap`."""
+
+RULES: dict[str, Rule] = {}
+"""Primitive name (with `_` for `-`) to rule; filled by the modules that define the rules."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Decorator that enters a function into `RULES`."""
+
+    def enter(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return enter
+
+
+def batched(*arrays: Any) -> list[Value]:
+    return [Value(array, True) for array in arrays]
+
+
+def known(array: Any, aval: Any) -> Value:
+    """An unbatched value; small concrete arrays become numpy constants."""
+    if isinstance(array, (np.ndarray, np.generic, bool, int, float, complex)):
+        return Value(np.asarray(array, dtype=aval.dtype), False)
+    if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+        plain = not jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended)
+        if plain and array.size <= FOLD_LIMIT and array.is_fully_addressable:
+            return Value(np.asarray(array), False)
+    return Value(array, False)
+
+
+def run(program: Program, inputs: Sequence[Value], batch: Batch) -> list[Value]:
+    """Evaluates a program whose inputs may carry the batch on their last axis."""
+    environment: dict[Any, Value] = {}
+    for variable, constant in program.constants:
+        environment[variable] = known(constant, variable.aval)
+    environment.update(zip(program.inputs, inputs, strict=True))
+
+    def read(operand: Any) -> Value:
+        return Value(operand.value, False) if isinstance(operand, Literal) else environment[operand]
+
+    for eqn in program.equations:
+        results = evaluate(eqn, [read(operand) for operand in eqn.inputs], batch)
+        for variable, result in zip(eqn.outputs, results, strict=True):
+            if variable is not None:
+                environment[variable] = result
+    return [read(operand) for operand in program.outputs]
+
+
+def evaluate(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]:
+    """Evaluates one equation: by its rule, by folding, unchanged, or by `jax.vmap`."""
+    if not any(value.batched for value in inputs):
+        return evaluate_unbatched(eqn, inputs, batch)
+    handler = RULES.get(eqn.name)
+    if handler is not None:
+        try:
+            results = handler(eqn, inputs, batch)
+        except UnknownForm as error:
+            batch.warn(eqn.name, str(error))
+            results = None
+        if results is not None:
+            return results
+    elif eqn.has_programs():
+        batch.warn(eqn.name, "it holds programs and has no rule")
+    return fall_back(eqn, inputs, batch)
+
+
+def evaluate_unbatched(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]:
+    """No operand is batched: constants are folded, the rest is emitted as it was."""
+    if eqn.name in ("jit", "pjit"):
+        with contextlib.suppress(UnknownForm):
+            return run(jaxprs.called_program(eqn), inputs, batch)
+    arrays = [value.array for value in inputs]
+    small = all(np.prod(aval.shape, dtype=np.int64) <= FOLD_LIMIT for aval in (*eqn.in_avals, *eqn.out_avals))
+    if small and all(value.constant for value in inputs):
+        folded = fold(eqn, arrays)
+        if folded is not None:
+            return [Value(array, False) for array in folded]
+    return [Value(array, False) for array in eqn.call(*arrays)]
+
+
+def fall_back(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]:
+    """Leaves one equation to `jax.vmap`, batch on the last axis on both sides."""
+    if batch.fallbacks is not None:
+        batch.fallbacks.append(eqn.describe())
+    axes = tuple(-1 if value.batched else None for value in inputs)
+    mapped = jax.vmap(lambda *arrays: eqn.call(*arrays), in_axes=axes, out_axes=-1, axis_size=batch.size)
+    return batched(*mapped(*(value.array for value in inputs)))
+
+
+def call_traced(function: Callable[..., Any], inputs: Sequence[Value], batch: Batch) -> tuple[list[Value], Any]:
+    """Traces `function` on unbatched shapes and runs it; returns flat results and the results' shapes as a pytree."""
+    examples = [example(value) for value in inputs]
+    program, shapes = jaxprs.trace(function, examples)
+    return run(program, inputs, batch), shapes
+
+
+def example(value: Value) -> jax.ShapeDtypeStruct:
+    """The unbatched shape and dtype of a value (and, inside `shard_map`, the axes it varies over)."""
+
+    def pick(array: Any) -> Any:
+        return lax.index_in_dim(array, 0, array.ndim - 1, keepdims=False) if value.batched else array
+
+    return jax.eval_shape(pick, value.array)

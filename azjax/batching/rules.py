@@ -1,0 +1,205 @@
+"""Rules for element-wise, structural, reducing and contracting primitives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from azjax.batching.interpreter import Batch, Value, batched, rule
+from azjax.batching.jaxprs import Equation
+
+UNROLLED_CONTRACTION = 16
+"""Contractions up to this length become a chain of multiply-adds, longer ones a sum over an axis."""
+ELEMENTWISE_DOT = 1 << 14
+"""Two batched operands: products up to this many multiply-adds per lane are done element-wise."""
+ELEMENTWISE_DOT_SHARED = 1 << 8
+"""One batched operand: larger products are one matrix multiplication with the batch as a free dimension."""
+
+
+@rule(
+    *"""abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj convert_element_type
+    copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag
+    integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or polygamma population_count pow random_gamma_grad real
+    reduce_precision regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+    sqrt square sub tan tanh xor zeta""".split()
+)
+def elementwise(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Same shapes on all sides, up to scalars next to arrays."""
+    shape = eqn.out_avals[0].shape
+    arrays = [_aligned(value, aval.shape, shape, batch) for value, aval in zip(inputs, eqn.in_avals, strict=True)]
+    return batched(*eqn.bind(*arrays))
+
+
+def _aligned(value: Value, own: Sequence[int], shape: Sequence[int], batch: Batch) -> Any:
+    """The operand as `[*shape, B]`, or as a scalar if it is the same scalar for all lanes."""
+    if tuple(own) == tuple(shape):
+        if not value.batched and not shape:
+            return value.array
+        return batch.full(value, shape)
+    if not own and not value.batched:
+        return value.array
+    dims = tuple(range(len(shape) - len(own), len(shape))) + ((len(shape),) if value.batched else ())
+    return lax.broadcast_in_dim(value.array, (*shape, batch.size), dims)
+
+
+@rule("bitcast_convert_type")
+def bitcast(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    if eqn.in_avals[0].shape != eqn.out_avals[0].shape:
+        return None  # the width changes: a dimension appears or goes
+    return batched(*eqn.bind(inputs[0].array))
+
+
+@rule("select_n")
+def select_n(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    shape = eqn.out_avals[0].shape
+    which = _aligned(inputs[0], eqn.in_avals[0].shape, shape, batch)
+    return batched(*eqn.bind(which, *(batch.full(case, shape) for case in inputs[1:])))
+
+
+@rule("clamp")
+def clamp(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    shape = eqn.out_avals[0].shape
+    low, x, high = (_aligned(value, aval.shape, shape, batch) for value, aval in zip(inputs, eqn.in_avals, strict=True))
+    return batched(*eqn.bind(low, batch.full(inputs[1], shape) if np.ndim(x) == 0 else x, high))
+
+
+@rule("optimization_barrier", "device_put", "psum", "pmax", "pmin", "psum_invariant")
+def each(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """One result per operand, whatever its shape."""
+    if any(isinstance(axis, int) for axis in eqn.params.get("axes", ())):
+        return None
+    results = eqn.bind(*(value.array for value in inputs))
+    return [Value(result, value.batched) for result, value in zip(results, inputs, strict=True)]
+
+
+@rule("pvary", "pcast", "rev", "squeeze", "expand_dims", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+def leading(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Parameters that name dimensions counted from the front need no change."""
+    return batched(*eqn.bind(inputs[0].array))
+
+
+@rule("broadcast_in_dim")
+def broadcast_in_dim(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    return batched(lax.broadcast_in_dim(inputs[0].array, (*shape, batch.size), (*map(int, dims), len(shape))))
+
+
+@rule("reshape")
+def reshape(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    if eqn.params["dimensions"] is not None:
+        return None
+    return batched(lax.reshape(inputs[0].array, (*eqn.params["new_sizes"], batch.size)))
+
+
+@rule("transpose")
+def transpose(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    permutation = eqn.params["permutation"]
+    return batched(eqn.bind(inputs[0].array, permutation=(*permutation, len(permutation)))[0])
+
+
+@rule("slice")
+def slice_(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    params = eqn.params
+    strides = params["strides"]
+    return batched(
+        *eqn.bind(
+            inputs[0].array,
+            start_indices=(*params["start_indices"], 0),
+            limit_indices=(*params["limit_indices"], batch.size),
+            strides=None if strides is None else (*strides, 1),
+        )
+    )
+
+
+@rule("concatenate", "stack")
+def concatenate(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    return batched(*eqn.bind(*(batch.full(value, aval.shape) for value, aval in zip(inputs, eqn.in_avals, strict=True))))
+
+
+@rule("unstack")
+def unstack(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    return batched(*eqn.bind(inputs[0].array)) if eqn.params["axis"] >= 0 else None
+
+
+@rule("split")
+def split(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    return batched(*eqn.bind(inputs[0].array))
+
+
+@rule("tile")
+def tile(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    return batched(*eqn.bind(inputs[0].array, reps=(*eqn.params["reps"], 1)))
+
+
+@rule("pad")
+def pad(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    if inputs[1].batched:
+        return None
+    array = batch.full(inputs[0], eqn.in_avals[0].shape)
+    return batched(*eqn.bind(array, inputs[1].array, padding_config=(*eqn.params["padding_config"], (0, 0, 0))))
+
+
+@rule("sort")
+def sort(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    shape = eqn.in_avals[0].shape
+    return batched(*eqn.bind(*(batch.full(value, shape) for value in inputs)))
+
+
+@rule("dot_general")
+def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Small products as multiply-adds; a product with a shared operand as one matrix multiplication."""
+    (contracted, parallel), shapes = eqn.params["dimension_numbers"], [aval.shape for aval in eqn.in_avals]
+    free = [
+        [d for d in range(len(shape)) if d not in contracted[side] and d not in parallel[side]]
+        for side, shape in enumerate(shapes)
+    ]
+    length = int(np.prod([shapes[0][d] for d in contracted[0]], dtype=np.int64))
+    work = length * int(np.prod(eqn.out_avals[0].shape, dtype=np.int64))
+    if work == 0:
+        zero = np.zeros((), eqn.out_avals[0].dtype)
+        return batched(lax.broadcast(zero, (*eqn.out_avals[0].shape, batch.size)))
+    both = inputs[0].batched and inputs[1].batched
+    if work > (ELEMENTWISE_DOT if both else ELEMENTWISE_DOT_SHARED):
+        return None if both else _shared_product(eqn, inputs, free)
+
+    sides = []
+    for side, (value, shape) in enumerate(zip(inputs, shapes, strict=True)):
+        order = [*parallel[side], *free[side], *contracted[side]]
+        array = value.array if value.batched else lax.expand_dims(jnp.asarray(value.array), (len(shape),))
+        array = lax.transpose(array, (*order, len(shape)))
+        ones = [1] * len(free[1 - side])
+        own = [shape[d] for d in free[side]]
+        lanes = batch.size if value.batched else 1
+        placed = [*own, *ones] if side == 0 else [*ones, *own]
+        array = lax.reshape(array, (*(shape[d] for d in parallel[side]), *placed, length, lanes))
+        sides.append(array.astype(eqn.out_avals[0].dtype))
+    return batched(_multiply_add(*sides, length))
+
+
+def _multiply_add(left: Any, right: Any, length: int) -> Any:
+    """Sum of products over the last axis but one; size-one axes broadcast."""
+    if length > UNROLLED_CONTRACTION:
+        return jnp.sum(left * right, axis=-2)
+    total = None
+    for k in range(length):
+        product = left[..., k, :] * right[..., k, :]
+        total = product if total is None else total + product
+    return total
+
+
+def _shared_product(eqn: Equation, inputs: Sequence[Value], free: list[list[int]]) -> list[Value]:
+    """One operand is the same for all lanes: a matrix multiplication in which the batch is a free dimension."""
+    (contracted, parallel) = eqn.params["dimension_numbers"]
+    left, right = inputs
+    if right.batched:
+        return batched(*eqn.bind(left.array, right.array))
+    swapped = eqn.bind(
+        right.array, left.array, dimension_numbers=((contracted[1], contracted[0]), (parallel[1], parallel[0]))
+    )[0]  # [parallel, free of right, free of left, B]
+    start, middle = len(parallel[0]), len(parallel[0]) + len(free[1])
+    end = middle + len(free[0])
+    order = (*range(start), *range(middle, end), *range(start, middle), end)
+    return batched(lax.transpose(swapped, order))

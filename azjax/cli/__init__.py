@@ -1,0 +1,5 @@
+"""The command line: parsing only; the work is done by the rooms it calls."""
+
+from azjax.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,106 @@
+"""``azjax evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from azjax.batching import minor_vmap
+from azjax.cli.parsing import parse
+from azjax.config import require, require_number
+from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
+from azjax.runs import machine
+from azjax.runs.console import RunConsole
+from azjax.runs.folder import write_json
+from azjax.runs.policy import load_policy
+from azjax.training import make_mesh
+
+AXIS = "lanes"
+_MOST_LANES = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of an evaluation."""
+
+    run: Path
+    """Folder of a finished run."""
+    episodes: int = 128
+    """Full episodes to play."""
+    seed: int = 0
+    """Seed of initial states and of exploration; evaluation never shares a key with training."""
+    stochastic: bool = False
+    """Sample actions instead of taking the distribution's mode."""
+    output: Path | None = None
+    """File for the statistics and each episode's return, as JSON; must not exist yet."""
+    json: bool = False
+    """Print the statistics as JSON instead of a table."""
+
+
+def run(args: Sequence[str], prog: str) -> int:
+    """Evaluates a policy."""
+    options = parse(EvaluateOptions, args, prog=prog)
+    require_number("episodes", options.episodes, 1, 2**24)
+    require_number("seed", options.seed, 0, 2**32 - 1)
+    if options.output is not None:
+        require(not options.output.exists(), f"{options.output} exists already; choose another --output")
+        require(options.output.parent.is_dir(), f"folder {options.output.parent} does not exist")
+    machine.split_host(lambda n: options.episodes >= n)
+    machine.use_cache()
+    statistics = evaluate(options)
+    if options.output is not None:
+        write_json(options.output, statistics)
+    if options.json:
+        print(json.dumps(statistics))
+    else:
+        RunConsole(0).summary(f"{options.run}: {statistics['env']} ({statistics['backend']})", rows(statistics))
+    return 0
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Plays the episodes on all devices, in rounds where they are many."""
+    policy = load_policy(options.run)
+    devices = min(jax.device_count(), options.episodes)
+    lanes = -(-min(options.episodes, _MOST_LANES) // devices)
+    evaluator = make_evaluator(
+        policy.env,
+        policy.act,
+        lanes=lanes,
+        deterministic=not options.stochastic,
+        action_repeat=policy.action_repeat,
+        axis_name=AXIS,
+        vectorize=minor_vmap,
+    )
+    key = jax.random.fold_in(jax.random.key(options.seed), 0xE7A1)
+    with machine.quiet_loading():
+        program = compile_evaluator(evaluator, make_mesh(devices, AXIS)).lower(policy.params, key).compile()
+    rounds = -(-options.episodes // (lanes * devices))
+    parts = [jax.device_get(program(policy.params, jax.random.fold_in(key, n))) for n in range(rounds)]
+    joined = jax.tree.map(lambda *x: np.concatenate(x)[: options.episodes], *parts)
+    return {
+        "env": policy.env.name,
+        "backend": policy.env.backend,
+        "deterministic": not options.stochastic,
+        "seed": options.seed,
+        **summarize(Episodes(*joined)),
+    }
+
+
+def rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
+    """The statistics as lines of a table."""
+    s = statistics
+    kind = "deterministic" if s["deterministic"] else "stochastic"
+    return [
+        ("episodes", f"{s['episodes']} {kind}, seed {s['seed']}"),
+        ("return", f"{s['return_mean']:.2f} ± {s['return_std']:.2f} (mean ± std)"),
+        ("IQM", f"{s['return_iqm']:.2f}, 95 % interval {s['return_iqm_low']:.2f} to {s['return_iqm_high']:.2f}"),
+        ("median, min, max", f"{s['return_median']:.2f}, {s['return_min']:.2f}, {s['return_max']:.2f}"),
+        ("length", f"{s['length_mean']:.1f} environment steps; {100 * s['terminated_fraction']:.0f} % terminated"),
+        ("broken physics", f"{s['nonfinite_episodes']} episodes"),
+    ]

@@ -1,0 +1,64 @@
+"""``azjax COMMAND``: finds the command and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from azjax.config import ConfigError
+from azjax.envs.registry import nearest
+
+COMMANDS = {
+    "train": "train a policy: azjax train ENV [--backend B] [--steps N] [--seed S] [--run DIR] ...",
+    "evaluate": "play full episodes with a trained policy: azjax evaluate DIR [--episodes N] ...",
+    "envs": "list the environments with their sizes and backends",
+    "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
+}
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+      The exit code: 0; 1 if ``doctor`` found something broken; 2 for wrong input; 130 when interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if args else WRONG_INPUT
+    if args[0] == "--version":
+        from azjax import __version__
+
+        print(f"azjax {__version__}")
+        return 0
+    name, rest = args[0], args[1:]
+    prog = f"azjax {name}"
+    if name not in COMMANDS:
+        print(
+            f"azjax: error: unknown command {name!r}{nearest(name, list(COMMANDS))} (there are: {', '.join(COMMANDS)})",
+            file=sys.stderr,
+        )
+        return WRONG_INPUT
+    run: Callable[[Sequence[str], str], int] = importlib.import_module(f"azjax.cli.{name}").run
+    try:
+        return run(rest, prog)
+    except ConfigError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def usage() -> str:
+    """The text of ``azjax --help``."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "azjax: massively parallel reinforcement learning in JAX\n\n"
+        f"usage: azjax COMMAND [options]\n\ncommands:\n{commands}\n\n"
+        "azjax COMMAND --help shows the options of a command; azjax --version the version."
+    )

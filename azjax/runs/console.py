@@ -1,0 +1,99 @@
+"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_PLAIN_INTERVAL = 5.0
+
+
+class RunConsole:
+    """Progress of one run; a context manager."""
+
+    def __init__(self, total_steps: int, *, quiet: bool = False) -> None:
+        self.total_steps = total_steps
+        self.quiet = quiet
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> RunConsole:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def say(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        if not self.quiet:
+            (self._bar.console if self._bar else self._console).print(text, markup=False)
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Shows that something long without progress is going on, and for how long it took."""
+        start = time.monotonic()
+        if self.quiet or not self._console.is_terminal:
+            self.say(text + " ...")
+            yield
+        else:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.elapsed:.0f} s"))
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                bar.add_task(text, total=None)
+                yield
+        self.say(f"{text}: {time.monotonic() - start:.1f} s")
+
+    def progress(self, env_steps: int, rate: float, episode_return: float | None) -> None:
+        """Moves the bar; off a terminal, prints a line every few seconds and at the end."""
+        if self.quiet:
+            return
+        shown = "no episode has ended yet" if episode_return is None else f"episode return {episode_return:.1f}"
+        if self._console.is_terminal:
+            self._move_bar(env_steps, rate, shown)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _PLAIN_INTERVAL or env_steps >= self.total_steps:
+            self._last_line = now
+            left = max(self.total_steps - env_steps, 0) / max(rate, 1e-9)
+            self.say(
+                f"{env_steps:>12,} of {self.total_steps:,} environment steps  {rate:>9,.0f} steps/s  "
+                f"{shown}  {left:.0f} s left"
+            )
+
+    def summary(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """The last screen: a table of two columns."""
+        self._stop()
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in rows:
+            table.add_row(name, value)
+        self._console.print()
+        self._console.print(table, markup=False)
+
+    def _move_bar(self, env_steps: int, rate: float, shown: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.completed:,.0f} / {task.total:,.0f} environment steps"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[rate]:,.0f} steps/s · {task.fields[shown]} ·"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("train", total=self.total_steps, rate=rate, shown=shown)
+            self._bar.start()
+        fields: dict[str, Any] = {"rate": rate, "shown": shown}
+        self._bar.update(self._task or TaskID(0), completed=env_steps, **fields)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,69 @@
+"""A run's folder: where each file lies, and writes that leave a whole file or none."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from azjax.config import require
+
+
+class RunFolder:
+    """The folder of one training run.
+
+    Args:
+      path: created, with the folders above it, unless it is there and empty.
+
+    Raises:
+      ConfigError: if it is a file, holds something, or can't be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        require(not path.exists() or path.is_dir(), f"run folder {path} is a file; choose another --run")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            require(False, f"run folder {path} can't be made: {error.strerror}; choose another --run")
+        require(not occupied, f"run folder {path} is not empty; choose another --run or remove it")
+        require(os.access(path, os.W_OK), f"run folder {path} can't be written; choose another --run")
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder."""
+        return self.path / name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON, indented, as one piece."""
+    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, written as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record; a line is complete on disk before the next begins."""
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

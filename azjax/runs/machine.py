@@ -1,0 +1,125 @@
+"""What must be settled before JAX starts: host devices, compilation cache; and a description of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("azjax", "jax", "jaxlib", "flax", "optax", "chex", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint", "numpy")
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split_host(fits: Callable[[int], bool], wanted: int | None = None) -> None:
+    """Makes the CPU appear as several XLA devices, one per core: XLA's CPU backend keeps one core busy per device.
+
+    Takes the largest count, not above the cores, that ``fits``. Leaves alone what the user set, and a JAX that has
+    started already.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    count = wanted or next((n for n in range(available_cores(), 0, -1) if fits(n)), 1)
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def ask_for_determinism() -> None:
+    """Asks XLA for GPU kernels that give the same bits in every run; without effect once JAX has started."""
+    flag = "--xla_gpu_deterministic_ops=true"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: one folder per kind of CPU, since their machine code is not portable."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "azjax" / f"xla-{_cpu_digest()}"
+
+
+def use_cache() -> Path | None:
+    """Turns JAX's persistent compilation cache on, unless the user chose a folder or switched it off.
+
+    Returns:
+      The folder in use, or ``None`` if none can be written.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    return folder
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Drops XLA's complaint that a cached CPU program was tuned with features that are no real CPU features.
+
+    XLA writes it, a page long for each program, straight to the file descriptor; it means nothing here, because the
+    cache has a folder for each kind of CPU. Everything else that is written meanwhile is passed on.
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            rest = [line for line in caught if b"cpu_aot_loader" not in line]
+            with contextlib.suppress(OSError):
+                os.write(2, b"".join(rest))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def describe_devices() -> dict[str, Any]:
+    """Platform, kind and number of JAX's devices, and the CPU's name."""
+    devices = jax.devices()
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "cpu": _cpu_field("model name") or platform.processor() or platform.machine(),
+        "cores": available_cores(),
+    }
+
+
+def _cpu_field(name: str) -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def _cpu_digest() -> str:
+    text = f"{platform.machine()} {_cpu_field('model name')} {_cpu_field('flags')}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

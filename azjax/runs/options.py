@@ -1,0 +1,188 @@
+"""What a training run is made of: its options, the tuned presets, and the arithmetic that must work out."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from azjax.config import ConfigError, require, require_number
+from azjax.envs.registry import check_env_name, default_backend, nearest
+from azjax.envs.lanes import pool_layout
+from azjax.ppo import PPOConfig
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Options of one training run."""
+
+    env: str = "ant"
+    """Environment to train on; `azjax envs` lists them."""
+    backend: str | None = None
+    """Physics: spring, positional, generalized or mjx. Default: spring where the environment has it."""
+    algorithm: Literal["ppo"] = "ppo"
+    """Learner."""
+    steps: int = 1_000_000
+    """Environment steps of all lanes together; training stops at the first update that reaches them."""
+    seed: int = 0
+    """Seed of everything random."""
+    run: Path | None = None
+    """Folder for the results; must be new or empty. Default: runs/ENV-ALGORITHM-SEED-TIME."""
+    lanes: int = 512
+    """Environments in parallel, on all devices together."""
+    rollout_length: int = 16
+    """Decisions of each lane per update."""
+    action_repeat: int = 1
+    """Environment steps per decision."""
+    episode_length: int = 1000
+    """Time limit of an episode in environment steps."""
+    reset_pool: int | None = None
+    """Fresh initial states that each update prepares. Default: a quarter of the lanes, at least 32."""
+    randomize: bool = False
+    """Draw friction, mass and motor strength anew for each episode."""
+    evaluations: int = 5
+    """Evaluations spread over the run; the last one comes after the last update."""
+    evaluation_episodes: int = 64
+    """Full episodes of each evaluation."""
+    devices: int | None = None
+    """Devices to use. Default: all; on a CPU, as many cores as divide the lanes."""
+    updates_per_call: int | None = None
+    """Updates between two looks at the metrics; must divide the number of updates. Default: chosen."""
+    vectorize: Literal["minor", "vmap"] = "minor"
+    """How single environments become lanes: batch on the minor-most axis, or jax.vmap."""
+    deterministic: bool = False
+    """On a GPU, ask XLA for the same bits in every run, at some cost in speed."""
+    cache: bool = True
+    """Keep compiled programs on disk for the next start."""
+    quiet: bool = False
+    """Print only the summary."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    """Hyperparameters of PPO."""
+
+    @property
+    def env_steps_per_update(self) -> int:
+        """Environment steps of all lanes in one update."""
+        return self.lanes * self.rollout_length * self.action_repeat
+
+    @property
+    def updates(self) -> int:
+        """Updates of the run: the first count that reaches ``steps``."""
+        return -(-self.steps // self.env_steps_per_update)
+
+    def validate(self) -> None:
+        """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
+        check_env_name(self.env, self.backend or default_backend(self.env))
+        for name in (
+            "steps",
+            "lanes",
+            "rollout_length",
+            "action_repeat",
+            "episode_length",
+            "evaluations",
+            "evaluation_episodes",
+        ):
+            require_number(name, getattr(self, name), 1, 2**53)
+        require_number("seed", self.seed, 0, 2**32 - 1)
+        require(self.env_steps_per_update < 2**31, "lanes x rollout_length x action_repeat must stay below 2^31")
+        for name in ("reset_pool", "devices", "updates_per_call"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name), 1, 2**30)
+        self.ppo.validate()
+        if self.devices is not None:
+            self.check_devices(self.devices)
+        per_call = self.updates_per_call or 1
+        require(
+            self.updates % per_call == 0,
+            f"updates_per_call={per_call} does not divide the {self.updates} updates that {self.steps} steps take "
+            f"({self.env_steps_per_update} steps each)",
+        )
+
+    def check_devices(self, devices: int) -> None:
+        """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""
+        groups = self.lanes // pool_layout(self.lanes, self.reset_pool).group
+        require(
+            groups % devices == 0,
+            f"{self.lanes} lanes can't be divided among {devices} devices; use a multiple of {8 * devices} lanes",
+        )
+        decisions = self.lanes * self.rollout_length // devices
+        require(
+            decisions % self.ppo.minibatches == 0,
+            f"{self.lanes} lanes x {self.rollout_length} decisions on {devices} device{'s' * (devices > 1)} "
+            f"can't be cut into {self.ppo.minibatches} equal minibatches; change lanes, rollout-length or minibatches",
+        )
+
+    def fits(self, devices: int) -> bool:
+        """Whether lanes and minibatches can be divided among that many devices."""
+        try:
+            self.check_devices(devices)
+        except ConfigError:
+            return False
+        return True
+
+
+def resolve(options: TrainOptions) -> TrainOptions:
+    """Fills in what depends on other options: backend, schedule length."""
+    check_env_name(options.env, options.backend or default_backend(options.env))
+    options = dataclasses.replace(options, backend=options.backend or default_backend(options.env))
+    ppo = options.ppo
+    if ppo.schedule in ("linear", "cosine") and ppo.schedule_updates == 0 and options.env_steps_per_update > 0:
+        ppo = dataclasses.replace(ppo, schedule_updates=max(options.updates, 1))
+    return dataclasses.replace(options, ppo=ppo)
+
+
+def load_preset(env: str, backend: str | None = None, algorithm: str = "ppo") -> dict[str, Any]:
+    """The tuned settings for an environment, as plain data; ``{}`` if there are none.
+
+    ``ENV/BACKEND`` in the file goes before ``ENV``.
+    """
+    text = (importlib.resources.files("azjax") / "presets" / f"{algorithm}.yaml").read_text()
+    presets: dict[str, Any] = yaml.safe_load(text)
+    backend = backend or default_backend(env)
+    return presets.get(f"{env}/{backend}") or presets.get(env) or {}
+
+
+def preset_options(env: str, backend: str | None = None, algorithm: Literal["ppo"] = "ppo", **changes: Any) -> TrainOptions:
+    """Training options of an environment: its preset, changed by keyword.
+
+    Args:
+      env: environment name.
+      backend: physics backend, or ``None`` for the default.
+      algorithm: the learner.
+      **changes: fields of ``TrainOptions``, or of its ``PPOConfig``.
+
+    Raises:
+      ConfigError: for an unknown environment or field.
+
+    Examples:
+      >>> preset_options("ant", steps=1000, learning_rate=1e-3).ppo.learning_rate
+      0.001
+    """
+    check_env_name(env, backend or default_backend(env))
+    options = TrainOptions(env=env, backend=backend, algorithm=algorithm)
+    return with_changes(with_changes(options, load_preset(env, backend, algorithm)), changes)
+
+
+def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
+    """The options with some fields changed; fields of the learner's configuration stand beside the others."""
+    own = {field.name for field in dataclasses.fields(TrainOptions)} - {"ppo"}
+    learner = {field.name for field in dataclasses.fields(PPOConfig)}
+    for name in changes:
+        known = sorted(own | learner)
+        require(name in own | learner, f"unknown option {name!r}{nearest(name, known)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    ppo = dataclasses.replace(options.ppo, **{k: v for k, v in values.items() if k in learner})
+    return dataclasses.replace(options, ppo=ppo, **{k: v for k, v in values.items() if k in own})
+
+
+def to_plain(options: TrainOptions) -> dict[str, Any]:
+    """The options as plain data for a YAML or JSON file."""
+    data = dataclasses.asdict(options)
+    data["run"] = None if options.run is None else str(options.run)
+    data["ppo"] = {k: list(v) if isinstance(v, tuple) else v for k, v in data["ppo"].items()}
+    return {"schema": SCHEMA, **data}

@@ -1,0 +1,44 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+
+def series(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float], list[float]]:
+    """Environment steps, seconds and values of the records that have ``key``."""
+    rows = [(r["env_steps"], r["time/seconds"], r[key]) for r in records if key in r]
+    return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [])  # type: ignore[return-value]
+
+
+def plot_curves(path: Path, records: list[dict[str, Any]], *, title: str) -> None:
+    """Writes the learning curve: episode return against environment steps and against seconds of training."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    steps, seconds, returns = series(records, "train/episode_return")
+    eval_steps, eval_seconds, means = series(records, "eval/episode_return_mean")
+    deviations = series(records, "eval/episode_return_std")[2]
+    low = [m - d for m, d in zip(means, deviations, strict=True)]
+    high = [m + d for m, d in zip(means, deviations, strict=True)]
+    for axis, x, eval_x, label in (
+        (axes[0], steps, eval_steps, "environment steps"),
+        (axes[1], seconds, eval_seconds, "seconds of training"),
+    ):
+        axis.plot(x, returns, color="#8aa4c8", linewidth=1.2, label="training episodes (exploring)")
+        axis.plot(eval_x, means, "o-", color="#c8452d", markersize=4, label="evaluation (deterministic), ± 1 std")
+        axis.fill_between(eval_x, low, high, color="#c8452d", alpha=0.15, linewidth=0)
+        axis.set_xlabel(label)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes[0].set_ylabel("episode return")
+    axes[0].legend(frameon=False, fontsize=8, loc="best")
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=110)

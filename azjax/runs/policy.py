@@ -1,0 +1,182 @@
+"""A policy on disk: ``policy.npz`` holds the arrays, ``policy.json`` what they belong to. No pickle in either."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from azjax.config import ConfigError, require
+from azjax.envs.base import Environment
+from azjax.envs.registry import make_env
+from azjax.ppo import PPOConfig, ppo
+from azjax.runs.folder import write_json
+from azjax.types import ActFn, Params
+
+SCHEMA = 1
+_LARGEST_JSON = 1 << 20
+_LARGEST_NPZ = 1 << 30
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy read from disk, and what it was trained on."""
+
+    act: ActFn
+    params: Params
+    env: Environment
+    action_repeat: int
+    description: dict[str, Any]
+
+
+def named_arrays(params: Params) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by their paths, in the pytree's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def params_sha256(params: Params) -> str:
+    """A digest of names, types, shapes and bytes of all leaves."""
+    digest = hashlib.sha256()
+    for name, array in named_arrays(params).items():
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{name} {little.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(little).tobytes())
+    return digest.hexdigest()
+
+
+def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOConfig, settings: dict[str, Any]) -> str:
+    """Writes ``policy.npz`` and ``policy.json`` into a folder.
+
+    Args:
+      folder: an existing folder.
+      params: ``state.params`` of a learner.
+      env: what the policy acts in.
+      config: the learner's configuration; it describes the network.
+      settings: ``episode_length``, ``action_repeat`` and ``randomize`` of the run.
+
+    Returns:
+      The digest of the parameters.
+    """
+    temporary = folder / "policy.npz.part"
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **named_arrays(params))
+    os.replace(temporary, folder / "policy.npz")
+    digest = params_sha256(params)
+    spec = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_spec(env).items()}
+    write_json(
+        folder / "policy.json",
+        {
+            "schema": SCHEMA,
+            "algorithm": "ppo",
+            "env": env.name,
+            "backend": env.backend,
+            **settings,
+            "observation": spec,
+            "action": {"kind": type(env.action_spec).__name__, **dataclasses.asdict(env.action_spec)},
+            "ppo": _plain_config(config),
+            "params_sha256": digest,
+        },
+    )
+    return digest
+
+
+def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
+    """Reads a policy that ``save_policy`` or ``azjax train`` wrote; nothing in the files is executed.
+
+    Raises:
+      ConfigError: if a file is missing, damaged, too large, or doesn't fit the environment it names.
+    """
+    path = Path(folder)
+    require(path.is_dir(), f"{path} is not a run folder")
+    description = _read_description(path / "policy.json")
+    try:
+        config = PPOConfig(**{k: _from_plain(v) for k, v in description["ppo"].items()})
+        config.validate()
+        name, backend = str(description["env"]), str(description["backend"])
+        episode_length, repeat = int(description["episode_length"]), int(description["action_repeat"])
+        randomize = bool(description["randomize"])
+        digest = str(description["params_sha256"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path / 'policy.json'} does not describe a policy: {error}") from error
+    env = make_env(name, backend, episode_length=episode_length, randomize=randomize)
+    learner = ppo(config)
+    shapes = jax.eval_shape(
+        lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
+    )
+    params = _fill(shapes, _read_arrays(path / "policy.npz"), path / "policy.npz")
+    require(params_sha256(params) == digest, f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json")
+    return LoadedPolicy(learner.act, params, env, repeat, description)
+
+
+def _named_spec(env: Environment) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(env.observation_spec)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _plain_config(config: PPOConfig) -> dict[str, Any]:
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+    # JSON has no infinity; null in a float field stands for it.
+    return {k: None if v == float("inf") else v for k, v in plain.items()} | {
+        "policy_observation": config.policy_observation,
+        "value_observation": config.value_observation,
+    }
+
+
+def _from_plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    require(path.is_file(), f"{path} is missing; is this the folder of a finished run?")
+    require(path.stat().st_size <= _LARGEST_JSON, f"{path} is larger than {_LARGEST_JSON} bytes; it is no policy")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    require(isinstance(data, dict) and isinstance(data.get("ppo"), dict), f"{path} does not describe a policy")
+    require(
+        data.get("schema") == SCHEMA,
+        f"{path} has schema {data.get('schema')!r}, this azjax reads {SCHEMA}; use the version that wrote it",
+    )
+    for name in ("value_clip", "max_grad_norm"):
+        if data["ppo"].get(name, 0.0) is None:
+            data["ppo"][name] = float("inf")
+    return data
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    require(path.is_file(), f"{path} is missing; is this the folder of a finished run?")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        require(size <= _LARGEST_NPZ, f"{path} unpacks to {size} bytes; it is no policy")
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} can't be read as a policy: {error}") from error
+
+
+def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    filled = []
+    for where, leaf in leaves:
+        name = jax.tree_util.keystr(where, simple=True, separator="/")
+        require(name in arrays, f"{path} lacks the array {name!r}")
+        array = arrays[name]
+        require(
+            array.shape == leaf.shape and array.dtype == leaf.dtype,
+            f"{path}: {name!r} is {array.dtype}{list(array.shape)}, the network needs {leaf.dtype}{list(leaf.shape)}",
+        )
+        require(not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all()), f"{path}: {name!r} is not finite")
+        filled.append(jnp.asarray(array))
+    return jax.tree.unflatten(tree, filled)
