@@ -143,9 +143,13 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
         return episodes._replace(frames=frames)
 
     lanes, whole = PartitionSpec(axis), PartitionSpec()
-    out_specs = Episodes(lanes, lanes, lanes, lanes, frames=whole)
-    program = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, whole), out_specs=out_specs, check_vma=False)
+    program = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False)
     return jax.jit(program)
+
+
+def _episodes_of(lanes: Any, frames: Any) -> Any:
+    """The same entry for each field of ``Episodes`` that has one value a lane, another for the frames."""
+    return Episodes(lanes, lanes, lanes, lanes, frames=frames)
 
 
 def interquartile_mean(values: np.ndarray) -> float:

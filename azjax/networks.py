@@ -148,7 +148,8 @@ class ActorCritic:
     def apply(self, params: ActorCriticParams, observation: Observation) -> tuple[Distribution, Array]:
         """``(distribution over raw actions, value [...])`` for observations ``[..., *shape]``."""
         inputs = self._inputs(observation, params.event_ranks)
-        output, log_std, value = self._module(params.action_spec).apply(params.weights, *inputs)
+        outputs: Any = self._module(params.action_spec).apply(params.weights, *inputs)
+        output, log_std, value = outputs
         if isinstance(params.action_spec, Discrete):
             return Categorical(logits=output), value
         log_std = jnp.clip(log_std + math.log(self.init_std), *LOG_STD_RANGE)

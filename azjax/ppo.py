@@ -338,10 +338,10 @@ def ppo(
             optimizer=None,
             hyperparameters=values,
             return_statistics=init_statistics(jax.ShapeDtypeStruct((), jnp.float32)),
-            learning_rate=values.learning_rate,
+            learning_rate=jnp.asarray(values.learning_rate),
             updates=jnp.zeros((), jnp.int32),
         )
-        return state.replace(optimizer=make_optimizer(state).init(params.network))
+        return dataclasses.replace(state, optimizer=make_optimizer(state).init(params.network))
 
     def forward(params: PPOParams, observation: Observation) -> tuple[Distribution, Array | None]:
         if config.normalize_observations:
@@ -410,8 +410,9 @@ def ppo(
             running = running & (info["kl"] <= KL_STEP * hp.target_kl)
         # A non-finite gradient would destroy the run; the minibatch is left out and counted instead.
         use = running & jnp.isfinite(norm)
-        new = state.replace(
-            params=state.params.replace(network=optax.apply_updates(state.params.network, change)),
+        new = dataclasses.replace(
+            state,
+            params=dataclasses.replace(state.params, network=optax.apply_updates(state.params.network, change)),
             optimizer=optimizer_state,
             learning_rate=_steer(state.learning_rate, info["kl"], hp.target_kl) if adaptive else state.learning_rate,
         )
@@ -458,8 +459,9 @@ def ppo(
                 return_statistics, batch.returns, mask=batch.mask, axis_name=axis_name
             )
         return (
-            state.replace(
-                params=state.params.replace(statistics=statistics),
+            dataclasses.replace(
+                state,
+                params=dataclasses.replace(state.params, statistics=statistics),
                 return_statistics=return_statistics,
                 updates=state.updates + 1,
             ),
@@ -475,7 +477,7 @@ def default_network(config: PPOConfig) -> ActorCritic:
     return ActorCritic(**{name: getattr(config, name) for name in names})
 
 
-def _steer(rate: Array, kl: Array, target: Array) -> Array:
+def _steer(rate: Array, kl: Array, target: Array | float) -> Array:
     """The learning rate one step down if the policy moved too far, one step up if it hardly moved."""
     rate = jnp.where(kl > 2.0 * target, rate / KL_STEP, jnp.where(kl < 0.5 * target, rate * KL_STEP, rate))
     return jnp.clip(rate, *LEARNING_RATE_RANGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class TrainState:
 class EpisodeTotals(NamedTuple):
     """Sums over the episodes that ended in an update; broken ones are left out."""
 
-    count: Array  # int32 []
+    ended: Array  # int32 []
     return_sum: Array  # float32 []
     return_min: Array  # float32 [] +inf if there were none
     return_max: Array  # float32 [] -inf if there were none
@@ -215,7 +216,8 @@ def _account_and_reset(
     over = result.terminated | result.truncated
     episode_return = before.episode_return + result.reward
     pool, env_state = draw_from_pool(pool, over, result.state, layout)
-    after = before.replace(
+    after = dataclasses.replace(
+        before,
         env=env_state,
         elapsed=jnp.where(over, 0, result.elapsed),
         episode_return=jnp.where(over, 0.0, episode_return),
@@ -227,7 +229,7 @@ def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | No
     """Totals over steps, lanes and devices."""
     ended, returns = report.ended, report.episode_return
     sums = {
-        "count": ended.sum(dtype=jnp.int32),
+        "ended": ended.sum(dtype=jnp.int32),
         "return_sum": jnp.where(ended, returns, 0.0).sum(),
         "length_sum": jnp.where(ended, report.elapsed, 0).sum(dtype=jnp.float32),
         "nonfinite": report.nonfinite.sum(dtype=jnp.int32),
@@ -241,7 +243,7 @@ def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | No
         low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
         reward_mean = jax.lax.pmean(reward_mean, axis_name)
     return {
-        "episodes": EpisodeTotals(sums["count"], sums["return_sum"], low, high, sums["length_sum"]),
+        "episodes": EpisodeTotals(sums["ended"], sums["return_sum"], low, high, sums["length_sum"]),
         "reward_mean": reward_mean,
         "nonfinite_lanes": sums["nonfinite"],
         "reset_reuse": sums["reuse"],
@@ -332,4 +334,4 @@ def partition_specs(shapes: TrainState, axis_name: str | None) -> TrainState:
     """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device."""
     replicated = jax.tree.map(lambda _: PartitionSpec(), shapes)
     lanes = jax.tree.map(lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), axis_name), shapes.lanes)
-    return replicated.replace(lanes=lanes)
+    return dataclasses.replace(replicated, lanes=lanes)

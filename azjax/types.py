@@ -23,11 +23,9 @@ Info = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A continuous action space: ``size`` numbers, each between ``low`` and ``high``."""
+    """A continuous action space: ``size`` numbers in [-1, 1], which the environment scales to units of its own."""
 
     size: int
-    low: float = -1.0
-    high: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Rollout(NamedTuple):
 
     observation: Observation  # [T, B, ...] what the policy saw
     carry: Carry  # [T, B, ...] the policy's recurrent state before the step; () for feed-forward networks
-    action: Array  # [T, B, A] what the environment received; int32 [T, B] for discrete actions
+    action: Array  # [T, B, A] continuous ones are clipped to [-1, 1] on their way in; int32 [T, B] for discrete ones
     info: ActInfo  # [T, B, ...]
     reward: Array  # [T, B]
     terminated: Array  # bool [T, B] the task ended the episode

@@ -100,13 +100,11 @@ def scatter(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]
     if 0 in (*shape, *update_shape):
         return batched(target)
     if indices.constant:
-        positions = window_positions(shape, indices.array, scatter_sizes(shape, update_shape, form), form)
-        if (positions >= 0).all():
-            moves = plan(shape, positions)
-            spans = _spans(moves)
-            if len(spans) <= MAX_SLICES:
-                zero = eqn.name == "scatter_add" and operand.constant and not operand.array.any()
-                return batched(lax.reshape(_put(target, source, moves, spans, eqn.name, zero, batch), target.shape))
+        moves = plan(shape, window_positions(shape, indices.array, scatter_sizes(shape, update_shape, form), form))
+        spans = _spans(moves)
+        if len(spans) <= MAX_SLICES:
+            zero = eqn.name == "scatter_add" and operand.constant and not operand.array.any()
+            return batched(lax.reshape(_put(target, source, moves, spans, eqn.name, zero, batch), target.shape))
     numbers = eqn.params["dimension_numbers"]._replace(update_window_dims=(*form.window_dims, len(update_shape)))
     return batched(*eqn.bind(target, indices.array, source, dimension_numbers=numbers))
 
@@ -115,7 +113,8 @@ def _spans(moves: Plan) -> list[tuple[int, int, list[int]]]:
     """Target rows `start..end` that take updates the same way: update rows `sources` at `start`, one further for each next row."""
     sources: list[list[int]] = [[] for _ in range(moves.extent)]
     for update, row in enumerate(moves.rows):
-        sources[int(row)].append(update)
+        if row >= 0:
+            sources[int(row)].append(update)
     spans, start = [], 0
     while start < moves.extent:
         end = start + 1

@@ -15,7 +15,7 @@ UNROLLED_CONTRACTION = 16
 ELEMENTWISE_DOT = 1 << 14
 """Two batched operands: products up to this many multiply-adds per lane are done element-wise."""
 ELEMENTWISE_DOT_SHARED = 1 << 8
-"""One batched operand: larger products are one matrix multiplication with the batch as a free dimension."""
+"""One batched operand: larger matrices are multiplied as such, with the batch as a free dimension."""
 
 
 @rule(
@@ -162,7 +162,8 @@ def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
         zero = np.zeros((), eqn.out_avals[0].dtype)
         return batched(lax.broadcast(zero, (*eqn.out_avals[0].shape, batch.size)))
     both = inputs[0].batched and inputs[1].batched
-    if work > (ELEMENTWISE_DOT if both else ELEMENTWISE_DOT_SHARED):
+    matrix = work // int(np.prod([shapes[0][d] for d in parallel[0]], dtype=np.int64))
+    if work > ELEMENTWISE_DOT or (not both and matrix > ELEMENTWISE_DOT_SHARED):
         return None if both else _shared_product(eqn, inputs, free)
 
     sides = []

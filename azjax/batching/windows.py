@@ -59,7 +59,7 @@ class Plan:
     """A static move along one (possibly merged) axis.
 
     The operand is seen as `[before, extent, after]`, the moved elements as `[before, len(rows), after]`; element j of the middle axis
-    is row `rows[j]` of the operand.
+    is row `rows[j]` of the operand, or out of bounds if that is negative.
     """
 
     def __init__(self, before: int, extent: int, after: int, rows: np.ndarray):
@@ -79,8 +79,13 @@ def plan(shape: Sequence[int], positions: np.ndarray) -> Plan:
                 continue
             grid = positions.reshape(before, -1, after)
             rows = grid[0, :, 0] // after
+            inside = rows >= 0
             whole = np.arange(count).reshape(before, extent, after)
-            if (rows < extent).all() and np.array_equal(whole[:, rows, :], grid):
+            if (
+                (rows < extent).all()
+                and np.array_equal(whole[:, rows[inside], :], grid[:, inside])
+                and (grid[:, ~inside] < 0).all()
+            ):
                 candidate = Plan(before, extent, after, rows)
                 if best is None or len(candidate.runs) < len(best.runs):
                     best = candidate

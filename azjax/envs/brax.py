@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from azjax.config import require, require_number
 from azjax.envs.base import EnvState
 from azjax.envs.scene import Scene, scene_from_brax
-from azjax.types import Array, Box, Key, ObservationSpec
+from azjax.types import ActionSpec, Array, Box, Key, ObservationSpec
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 _ALL = BACKENDS
@@ -181,7 +181,7 @@ class BraxEnvironment:
         self.name = name or type(env).__name__.lower()
         self.backend = str(getattr(env, "backend", "custom"))
         self.episode_length = episode_length
-        self.action_spec = Box(size=int(env.action_size))
+        self.action_spec: ActionSpec = Box(size=int(env.action_size))
         self.observation_spec: ObservationSpec = jax.eval_shape(
             lambda key: self.reset(key, self.sample_params(key)).observation, jax.random.key(0)
         )

@@ -55,9 +55,9 @@ def _finite(tree: Any) -> Array:
 
 
 def to_environment(env: Environment, action: Array) -> Array:
-    """Batch-first actions as the environment wants them: inside its bounds, lanes last."""
+    """Batch-first actions as the environment wants them: inside [-1, 1] if continuous, lanes last."""
     if isinstance(env.action_spec, Box):
-        action = jnp.clip(action, env.action_spec.low, env.action_spec.high)
+        action = jnp.clip(action, -1.0, 1.0)
     return jnp.moveaxis(action, 0, -1)
 
 

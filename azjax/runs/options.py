@@ -175,9 +175,10 @@ def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOpti
     for name in changes:
         known = sorted(own | learner)
         require(name in own | learner, f"unknown option {name!r}{nearest(name, known)}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-    ppo = dataclasses.replace(options.ppo, **{k: v for k, v in values.items() if k in learner})
-    return dataclasses.replace(options, ppo=ppo, **{k: v for k, v in values.items() if k in own})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    of_learner: dict[str, Any] = {k: v for k, v in values.items() if k in learner}
+    of_run: dict[str, Any] = {k: v for k, v in values.items() if k in own}
+    return dataclasses.replace(options, ppo=dataclasses.replace(options.ppo, **of_learner), **of_run)
 
 
 def to_plain(options: TrainOptions) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def training_record(metrics: Metrics, options: TrainOptions, seconds: float) -> 
     """The line of ``metrics.jsonl`` for one call; what no episode ended for is left out."""
     env_steps = counter_to_int(jax.tree.map(lambda x: x[-1], metrics.env_steps))
     totals = metrics.episodes
-    count = int(totals.count.sum())
+    count = int(totals.ended.sum())
     record: dict[str, Any] = {
         "env_steps": env_steps,
         "time/seconds": round(seconds, 4),

@@ -159,7 +159,8 @@
   // Each shape is built once, at unit size: seven numbers per vertex (corner, normal, end) and triangles. A vertex is
   // drawn at corner * scale + end * halfLength * z, so that one round solid serves spheres, ellipsoids and capsules,
   // whose caps keep their form whatever the length.
-  const SEGMENTS = 40;
+  const SEGMENTS = 28;
+  const RINGS = 8; // from a pole to the equator
 
   const strips = (rows) => {
     const vertices = [];
@@ -180,8 +181,8 @@
   const roundSolid = () => {
     const rows = [];
     for (const end of [1, -1]) {
-      for (let ring = 0; ring <= 12; ring++) {
-        const angle = ((end > 0 ? ring : 12 + ring) / 24) * Math.PI;
+      for (let ring = 0; ring <= RINGS; ring++) {
+        const angle = ((end > 0 ? ring : RINGS + ring) / (2 * RINGS)) * Math.PI;
         const [radius, z] = [Math.sin(angle), Math.cos(angle)];
         rows.push({ radius, z, normalRadius: radius, normalZ: z, end });
       }
@@ -805,6 +806,7 @@
 
   const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 4];
   const PAUSE_AT_END = 1; // seconds, so that the last pose is seen before the episode starts over
+  const SLOW = 0.06; // seconds per picture
 
   const main = () => {
     const canvas = $("canvas");
@@ -822,7 +824,7 @@
 
     const darkness = window.matchMedia("(prefers-color-scheme: dark)");
     const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const player = { clock: 0, playing: !calm && episode.last > 0, speed: 1, scrubbing: false, waited: 0 };
+    const player = { clock: 0, playing: !calm && episode.last > 0, speed: 1, detail: 1, scrubbing: false, waited: 0 };
     let stale = true;
     const changed = () => (stale = true);
 
@@ -883,7 +885,7 @@
     };
 
     const draw = () => {
-      const ratio = Math.min(window.devicePixelRatio || 1, 2);
+      const ratio = Math.min(window.devicePixelRatio || 1, 2) * (player.playing ? player.detail : 1);
       const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
       const height = Math.max(1, Math.round(canvas.clientHeight * ratio));
       if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
@@ -907,8 +909,19 @@
     const report = { ready: false, frames: episode.frames, steps: episode.steps, posesAt: episode.posesAt };
     window.__replay = report;
 
+    // Without a graphics card (a virtual machine, a remote desktop) pictures take long: after some slow ones in a row
+    // the moving picture gets coarser, down to half. What stands still is always sharp.
+    let slow = 0;
+    const adaptDetail = (seconds) => {
+      slow = player.playing && seconds > SLOW ? slow + 1 : 0;
+      if (slow < 6 || player.detail <= 0.5) return;
+      player.detail = Math.max(0.5, 0.7 * player.detail);
+      slow = 0;
+    };
+
     let before = performance.now();
     const tick = (now) => {
+      adaptDetail((now - before) / 1000);
       const seconds = clamp((now - before) / 1000, 0, 0.1); // a tab that was hidden goes on where it stopped
       before = now;
       if (player.playing && !player.scrubbing) {
