@@ -87,7 +87,15 @@ def make_evaluator(
             observation = batch_first(loop.env.observation)
             keys = jax.vmap(lambda k: jax.random.fold_in(k, loop.t))(lane_keys)
             action, _, _ = jax.vmap(lambda o, k: act(params, o, (), k, deterministic=deterministic))(observation, keys)
-            result = step_lanes(env, vectorize, loop.env, loop.episodes.length, action, action_repeat=action_repeat)
+            result = step_lanes(
+                env,
+                vectorize,
+                loop.env,
+                loop.episodes.length,
+                action,
+                limit=env.episode_length,
+                action_repeat=action_repeat,
+            )
             over, old = loop.over, loop.episodes
             reward = jnp.where(over, 0.0, result.reward)
             states = select_lanes(over, loop.env, result.state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import flax
@@ -13,7 +14,7 @@ import optax
 from azjax.advantages import gae
 from azjax.config import as_arrays, register_config, require, require_number, static, traced
 from azjax.distributions import Distribution
-from azjax.networks import ACTIVATIONS, ActorCritic, Network
+from azjax.networks import ACTIVATIONS, LOG_STD_RANGE, ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, std, update_statistics
 from azjax.types import (
     ActInfo,
@@ -112,7 +113,7 @@ class PPOConfig:
             ("epochs", 1, 10_000),
             ("minibatches", 1, 1_000_000),
             ("schedule_updates", 0, 2**31 - 1),
-            ("init_std", 1e-3, 1e3),
+            ("init_std", *map(math.exp, LOG_STD_RANGE)),  # beyond it the network would clip it
         ):
             require_number(name, getattr(self, name), low, high)
         for name, choices in (

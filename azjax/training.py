@@ -38,6 +38,7 @@ class LaneState:
     env: EnvState
     index: Array  # int32 [B] number of the lane among all devices' lanes
     elapsed: Array  # int32 [B] environment steps of the running episode
+    limit: Array  # int32 [B] its time limit; below the environment's in first episodes that are cut short
     episode_return: Array  # float32 [B] reward of the running episode so far
 
 
@@ -96,6 +97,7 @@ def make_trainer(
     rollout_length: int,
     action_repeat: int = 1,
     reset_pool: int | None = None,
+    stagger: bool = False,
     axis_name: str | None = None,
     vectorize: Vectorize = minor_vmap,
 ) -> Trainer:
@@ -108,6 +110,9 @@ def make_trainer(
       rollout_length: decisions of each lane per update.
       action_repeat: environment steps per decision.
       reset_pool: fresh initial states that each update prepares; default a quarter of the lanes, at least 32.
+      stagger: give each lane's first episode a random time limit, so that lanes don't reach the time limit together.
+        Otherwise every batch of a task that rarely terminates shows one phase of the episode only, and the learner
+        forgets the others. Those first episodes don't count in the statistics.
       axis_name: the device axis when ``step`` runs under ``shard_map``; the learner needs the same name.
       vectorize: how single environments become lanes: ``minor_vmap`` or ``azjax.envs.plain_vmap``.
 
@@ -135,8 +140,13 @@ def make_trainer(
         "must stay below 2^31",
     )
 
+    def first_limits(key: Key) -> Array:
+        if not stagger:
+            return jnp.full(lanes, env.episode_length, jnp.int32)
+        return jax.random.randint(key, (lanes,), 1, env.episode_length + 1, jnp.int32)
+
     def init(key: Key) -> TrainState:
-        key, key_learner, key_lanes = jax.random.split(key, 3)
+        key, key_learner, key_lanes, key_limit = jax.random.split(key, 4)
         index = jnp.arange(lanes, dtype=jnp.int32)
         keys = jax.vmap(lambda n: jax.random.fold_in(key_lanes, n))(index)
         return TrainState(
@@ -145,6 +155,7 @@ def make_trainer(
                 env=reset_lanes(env, vectorize, keys),
                 index=index,
                 elapsed=jnp.zeros(lanes, jnp.int32),
+                limit=first_limits(key_limit),
                 episode_return=jnp.zeros(lanes, jnp.float32),
             ),
             key=key,
@@ -162,9 +173,9 @@ def make_trainer(
             keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(lane_keys)
             action, _, info = jax.vmap(lambda o, k: learner.act(state.learner.params, o, (), k))(observation, keys)
             result = step_lanes(
-                env, vectorize, before.env, before.elapsed, action, action_repeat=action_repeat
+                env, vectorize, before.env, before.elapsed, action, limit=before.limit, action_repeat=action_repeat
             )
-            after, pool, report = _account_and_reset(before, result, pool, layout)
+            after, pool, report = _account_and_reset(before, result, pool, layout, env.episode_length)
             rollout = Rollout(
                 observation=observation,
                 carry=(),
@@ -210,7 +221,7 @@ class LaneReport(NamedTuple):
 
 
 def _account_and_reset(
-    before: LaneState, result: LaneStep, pool: Pool, layout: PoolLayout
+    before: LaneState, result: LaneStep, pool: Pool, layout: PoolLayout, episode_length: int
 ) -> tuple[LaneState, Pool, LaneReport]:
     """Books the step on the running episodes and replaces those that are over."""
     over = result.terminated | result.truncated
@@ -220,9 +231,12 @@ def _account_and_reset(
         before,
         env=env_state,
         elapsed=jnp.where(over, 0, result.elapsed),
+        limit=jnp.where(over, episode_length, before.limit),
         episode_return=jnp.where(over, 0.0, episode_return),
     )
-    return after, pool, LaneReport(over & ~result.nonfinite, result.nonfinite, episode_return, result.elapsed)
+    # Of first episodes with a shorter limit the short ones would be seen more often; so none of them counts.
+    counts = over & ~result.nonfinite & (before.limit >= episode_length)
+    return after, pool, LaneReport(counts, result.nonfinite, episode_return, result.elapsed)
 
 
 def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | None) -> dict[str, Any]:

@@ -203,9 +203,8 @@ class BraxEnvironment:
 
     def step(self, state: EnvState, action: Array) -> EnvState:
         """One control step with an action ``[A]`` in [-1, 1]."""
-        inner = state.inner
-        # Brax's steps write into these dicts; the caller's state must not change.
-        inner = inner.replace(metrics=dict(inner.metrics), info=dict(inner.info))
+        # Brax's steps write into the dicts of their state; the map makes new ones, so the caller's state doesn't change.
+        inner = jax.tree.map(lambda x: x, state.inner)
         with self._tracing():
             after = self._with(state.params).step(inner, action)
         return self._state(after, state.params, jnp.asarray(after.done) > 0.5)
@@ -237,7 +236,7 @@ class BraxEnvironment:
             yield
 
     def _state(self, inner: Any, params: Any, done: Array) -> EnvState:
-        time_limit = jnp.asarray(inner.info.get("truncation", 0.0)) > 0.5
+        time_limit = jnp.asarray(getattr(inner, "info", {}).get("truncation", 0.0)) > 0.5
         return EnvState(
             inner=inner,
             params=params,

@@ -63,7 +63,10 @@ def to_environment(env: Environment, action: Array) -> Array:
 
 def reset_lanes(env: Environment, vectorize: Vectorize, keys: Key) -> EnvState:
     """Fresh initial states for keys ``[B]``, batch-last."""
-    return vectorize(lambda key: fresh_state(env, key))(keys)
+    states = vectorize(lambda key: fresh_state(env, key))(keys)
+    # A leaf that is weakly typed (a Python number, say) would be strongly typed after the first update, and the program
+    # be traced a second time.
+    return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)
 
 
 class LaneStep(NamedTuple):
@@ -79,7 +82,14 @@ class LaneStep(NamedTuple):
 
 
 def step_lanes(
-    env: Environment, vectorize: Vectorize, state: EnvState, elapsed: Array, action: Array, *, action_repeat: int = 1
+    env: Environment,
+    vectorize: Vectorize,
+    state: EnvState,
+    elapsed: Array,
+    action: Array,
+    *,
+    limit: Array | int,
+    action_repeat: int = 1,
 ) -> LaneStep:
     """Steps every lane once with its action, ``action_repeat`` times where that is more than 1.
 
@@ -92,6 +102,7 @@ def step_lanes(
       state: batch-last states.
       elapsed: int32 ``[B]`` environment steps of the running episodes.
       action: ``[B, A]``, batch-first.
+      limit: time limit in environment steps, one for all lanes or int32 ``[B]``.
       action_repeat: environment steps per decision.
     """
     env_step = vectorize(env.step)
@@ -111,7 +122,7 @@ def step_lanes(
     finite = _finite((after.observation, reward))
     elapsed = elapsed + action_repeat
     terminated = after.terminated & finite
-    truncated = (after.truncated | (elapsed >= env.episode_length)) & ~terminated | ~finite
+    truncated = (after.truncated | (elapsed >= limit)) & ~terminated | ~finite
     final_observation = select_lanes(finite, after.observation, state.observation)
     return LaneStep(
         state=after,

@@ -44,6 +44,8 @@ class TrainOptions:
     """Time limit of an episode in environment steps."""
     reset_pool: int | None = None
     """Fresh initial states that each update prepares. Default: a quarter of the lanes, at least 32."""
+    stagger: bool = True
+    """Random time limits of the lanes' first episodes, so that they don't all reach the time limit together."""
     randomize: bool = False
     """Draw friction, mass and motor strength anew for each episode."""
     evaluations: int = 5

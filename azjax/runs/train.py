@@ -132,6 +132,7 @@ def build(options: TrainOptions, env: Environment, learner: Learner, devices: in
         rollout_length=options.rollout_length,
         action_repeat=options.action_repeat,
         reset_pool=options.reset_pool,
+        stagger=options.stagger,
         axis_name=AXIS,
         vectorize=vectorize,
     )
