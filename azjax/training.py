@@ -16,6 +16,7 @@ from azjax.config import require, require_number
 from azjax.counters import Counter, counter_add, counter_from_int
 from azjax.envs.base import Environment, EnvState
 from azjax.envs.lanes import (
+    LARGEST_GROUP,
     LaneStep,
     Pool,
     PoolLayout,
@@ -340,7 +341,7 @@ def check_devices(trainer: Trainer, devices: int) -> None:
     require(
         groups % devices == 0,
         f"{trainer.lanes} lanes can't be divided among {devices} devices in whole groups of {trainer.reset_group}; "
-        f"use a multiple of {8 * devices} lanes",
+        f"use a multiple of {LARGEST_GROUP * devices} lanes",
     )
 
 

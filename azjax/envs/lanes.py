@@ -20,7 +20,7 @@ from azjax.types import Array, Box, Key, Observation
 Vectorize = Callable[[Callable[..., Any]], Callable[..., Any]]
 # Lanes of one group share a pool of initial states. The group is the same for every device count that divides the
 # number of groups, so which reset a lane gets doesn't depend on the devices.
-_LARGEST_GROUP = 32
+LARGEST_GROUP = 32
 _SMALLEST_POOL = 32
 
 
@@ -110,7 +110,7 @@ def step_lanes(
 
     def repeat(carry: tuple[EnvState, Array], _: None) -> tuple[tuple[EnvState, Array], None]:
         before, reward = carry
-        over = before.terminated | before.truncated
+        over = before.terminated | before.truncated | ~_finite(before.observation)
         after = select_lanes(over, before, env_step(before, action))
         return (after, reward + jnp.where(over, 0.0, after.reward)), None
 
@@ -154,7 +154,9 @@ def pool_layout(lanes: int, reset_pool: int | None = None) -> PoolLayout:
     """
     pool = max(lanes // 4, _SMALLEST_POOL) if reset_pool is None else reset_pool
     require(pool >= 1, f"reset_pool is {pool}; it must be at least 1")
-    group = math.gcd(lanes, max(1, min(_LARGEST_GROUP, lanes // 8)))
+    largest = max(1, min(LARGEST_GROUP, lanes // 8))
+    # A power of 2, so that 32 lanes a device, times any number, can always be divided in whole groups.
+    group = math.gcd(lanes, 1 << (largest.bit_length() - 1))
     return PoolLayout(group=group, entries=max(1, math.ceil(pool * group / lanes)))
 
 
