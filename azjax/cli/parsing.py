@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -57,9 +58,13 @@ def _unknown(cls: type, word: str, prog: str) -> str:
 
 
 def flags_of(cls: type) -> set[str]:
-    """The flags of a dataclass, those of nested dataclasses included."""
+    """The flags of a dataclass, those of nested dataclasses included; what is given by position has none."""
     flags = set()
+    hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required or tyro.conf.Positional in typing.get_args(hints[field.name]):
+            continue
         nested = field.default_factory
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
             flags |= flags_of(nested)

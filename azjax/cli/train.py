@@ -18,17 +18,10 @@ def run(args: Sequence[str], prog: str) -> int:
 def read_options(args: Sequence[str], prog: str) -> TrainOptions:
     """Options from the preset of the chosen environment, overridden by flags.
 
-    ``--help`` shows the preset's values as defaults when an environment is named before it.
+    ``--help`` shows the preset's values as defaults of the environment that is named beside it.
     """
-    args = _with_env_flag(args)
     help_flags = [a for a in args if a in ("-h", "--help")]
     chosen = parse(TrainOptions, [a for a in args if a not in help_flags], prog=prog)
     preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
     return parse(TrainOptions, args, prog=prog, default=preset)
 
-
-def _with_env_flag(args: Sequence[str]) -> list[str]:
-    """``ENV`` as the first word stands for ``--env ENV``."""
-    if args and not args[0].startswith("-"):
-        return ["--env", *args]
-    return list(args)

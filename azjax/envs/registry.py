@@ -12,7 +12,7 @@ from azjax.envs.brax import SUPPORTED, BraxEnvironment, Randomization, load_brax
 
 def nearest(word: str, known: list[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known word, or an empty string."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

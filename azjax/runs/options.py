@@ -6,8 +6,9 @@ import dataclasses
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 
 from azjax.config import ConfigError, require, require_number
@@ -22,7 +23,7 @@ SCHEMA = 1
 class TrainOptions:
     """Options of one training run."""
 
-    env: str = "ant"
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = "ant"
     """Environment to train on; `azjax envs` lists them."""
     backend: str | None = None
     """Physics: spring, positional, generalized or mjx. Default: spring where the environment has it."""
