@@ -334,9 +334,7 @@ def lambda_returns(
 
     def step(following: chex.Array, inputs: tuple[chex.Array, chex.Array, chex.Array]) -> tuple[chex.Array, chex.Array]:
         reward, bootstrap, stops = inputs
-        # The inner selection keeps the next episode out of the gradient with respect to lam.
-        mixture = (1 - lam) * bootstrap + lam * jnp.where(stops, 0, following)
-        target = reward + gamma * jnp.where(stops, bootstrap, mixture)
+        target = reward + gamma * jnp.where(stops, bootstrap, (1 - lam) * bootstrap + lam * following)
         return target, target
 
     _, returns = jax.lax.scan(step, jnp.zeros_like(rewards[-1]), (rewards, bootstraps, stop), reverse=True)

@@ -14,11 +14,11 @@ things keep it true in float32 over a long run:
   at 10,000 with a standard deviation of 1 keeps its digits, and the spread between devices counts;
 * the count is exact past 2^31 (:mod:`azjax.counters`);
 * the mean carries its rounding error along (`mean_residual`); otherwise it would freeze as soon as :math:`w \delta`
-  fell below the resolution of float32 at its offset, which at 10,000 takes some hundred updates.
+  fell below the resolution of float32 at its offset, which at 10,000 takes about a thousand updates.
 
 References:
   Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance: Analysis and Recommendations", The American
-  Statistician 37(3), 1983, equations 1.5 and 1.7 (pairwise merge and corrected two-pass variance).
+  Statistician 37(3), 1983.
 """
 
 from __future__ import annotations
@@ -147,12 +147,9 @@ def update_statistics(
         select = valid.reshape(valid.shape + (1,) * feature.mean.ndim)
         deviation = jnp.where(select, feature.value - feature.mean, 0)
         offset = row_mean(deviation)
-        # The second pass also measures the rounding error of the first, and takes it back.
-        remainder = jnp.where(select, deviation - offset, 0)
-        correction = row_mean(remainder)
-        batch_variance = jnp.maximum(row_mean(jnp.square(remainder)) - jnp.square(correction), 0)
+        batch_variance = row_mean(jnp.square(jnp.where(select, deviation - offset, 0)))
 
-        shift = offset - feature.residual + correction
+        shift = offset - feature.residual
         mean, residual = _two_sum(feature.mean, feature.residual + weight * shift)
         previous = jnp.where(is_first, 0, feature.variance)
         variance = previous + weight * (batch_variance - previous + (1 - weight) * jnp.square(shift))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.batching import control_flow, indexing, rules  # noqa: F401  (they fill the table of rules)
+from azjax.batching import control_flow, indexing, linear_algebra, rules  # noqa: F401  (they fill the table of rules)
 from azjax.batching.interpreter import Batch, call_traced, batched
 
 

@@ -280,18 +280,31 @@ def _inexact(avals: Sequence[Any]) -> list[bool]:
 
 @rule("custom_jvp_call")
 def custom_jvp(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
-    """A `jax.custom_jvp` function of batched arrays whose rule is the original one, walked like any other program."""
+    """A `jax.custom_jvp` function of batched arrays whose rule is the original one."""
     program = jaxprs.called_program(eqn)
     if not all(_inexact(eqn.out_avals)):
         return None
+    everywhere = [True] * len(eqn.out_avals)
+
+    def forward(values: Sequence[Value]) -> list[Any]:
+        return _emit(run(program, values, batch), everywhere, eqn.out_avals, batch)
+
+    return with_original_derivative(eqn, inputs, batch, forward)
+
+
+def with_original_derivative(
+    eqn: Equation, inputs: Sequence[Value], batch: Batch, forward: Callable[[Sequence[Value]], list[Any]]
+) -> list[Value]:
+    """`forward`, differentiated by the equation's own derivative, which is walked like any other program."""
     moving = _Moving(inputs)
     smooth = _inexact([eqn.in_avals[i] for i in moving.places])
     everywhere = [True] * len(eqn.out_avals)
 
     @jax.custom_jvp
     def function(*arrays: Any) -> list[Any]:
-        return _emit(run(program, moving.restore(arrays), batch), everywhere, eqn.out_avals, batch)
+        return forward(moving.restore(arrays))
 
+    @function.defjvp
     def derivative(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         def jvp(moved: list[Any], directions: list[Any]) -> tuple[list[Any], list[Any]]:
             def original(*chosen: Any) -> list[Any]:
@@ -306,7 +319,6 @@ def custom_jvp(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Val
         arrays = _emit(results, everywhere * 2, [*eqn.out_avals, *eqn.out_avals], batch)
         return arrays[: len(everywhere)], arrays[len(everywhere) :]
 
-    function.defjvp(derivative)
     return batched(*function(*moving.arrays))
 
 

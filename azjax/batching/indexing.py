@@ -14,18 +14,38 @@ from azjax.batching.windows import Plan, plan, scatter_sizes, window_positions
 MAX_SLICES = 64
 """A gather or scatter with known indices that needs more slices than this stays one."""
 
+MAX_STARTS = 8
+"""A dynamic slice whose start differs between lanes is a choice among static slices if there are at most this many more than one."""
+
 
 @rule("dynamic_slice")
 def dynamic_slice(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     array, *starts = inputs
-    if any(start.batched for start in starts):
-        return None
     sizes = eqn.params["slice_sizes"]
+    if any(start.batched for start in starts):
+        return _select_slice(eqn, array, starts, batch)
     if all(start.constant for start in starts):
         first = clamped_starts(eqn.in_avals[0].shape, sizes, [start.array for start in starts])
         last = [start + size for start, size in zip(first, sizes, strict=True)]
         return batched(lax.slice(array.array, (*first, 0), (*last, batch.size)))
     return batched(lax.dynamic_slice(array.array, _with_zero(starts), (*sizes, batch.size)))
+
+
+def _select_slice(eqn: Equation, value: Value, starts: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Start indices that differ between lanes: a choice, one dimension at a time, among the few possible slices."""
+    shape, sizes = eqn.in_avals[0].shape, eqn.params["slice_sizes"]
+    room = [extent - size for extent, size in zip(shape, sizes, strict=True)]
+    if max(room) > MAX_STARTS or 0 in sizes:
+        return None
+    array = batch.full(value, shape)
+    for axis, (start, size, last) in enumerate(zip(starts, sizes, room, strict=True)):
+        position = batch.full(start, ())
+        chosen = lax.slice_in_dim(array, 0, size, axis=axis)
+        for first in range(1, last + 1):
+            lanes = lax.broadcast_in_dim(position >= first, chosen.shape, (chosen.ndim - 1,))
+            chosen = lax.select(lanes, lax.slice_in_dim(array, first, first + size, axis=axis), chosen)
+        array = chosen
+    return batched(array)
 
 
 @rule("dynamic_update_slice")

@@ -10,9 +10,9 @@ from jax import lax
 from azjax.batching.interpreter import Batch, Value, batched, rule
 from azjax.batching.jaxprs import Equation
 
-UNROLLED_CONTRACTION = 16
-"""Contractions up to this length become a chain of multiply-adds, longer ones a sum over an axis."""
-ELEMENTWISE_DOT = 1 << 14
+LONGEST_CONTRACTION = 128
+"""Two batched operands: longer contractions are left to `jax.vmap`."""
+ELEMENTWISE_DOT = 1 << 16
 """Two batched operands: products up to this many multiply-adds per lane are done element-wise."""
 ELEMENTWISE_DOT_SHARED = 1 << 8
 """One batched operand: larger matrices are multiplied as such, with the batch as a free dimension."""
@@ -23,7 +23,7 @@ ELEMENTWISE_DOT_SHARED = 1 << 8
     copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag
     integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or polygamma population_count pow random_gamma_grad real
     reduce_precision regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-    sqrt square sub tan tanh xor zeta""".split()
+    sqrt square stop_gradient sub tan tanh xor zeta""".split()
 )
 def elementwise(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     """Same shapes on all sides, up to scalars next to arrays."""
@@ -163,7 +163,8 @@ def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
         return batched(lax.broadcast(zero, (*eqn.out_avals[0].shape, batch.size)))
     both = inputs[0].batched and inputs[1].batched
     matrix = work // int(np.prod([shapes[0][d] for d in parallel[0]], dtype=np.int64))
-    if work > ELEMENTWISE_DOT or (not both and matrix > ELEMENTWISE_DOT_SHARED):
+    large = work > ELEMENTWISE_DOT or length > LONGEST_CONTRACTION
+    if large or (not both and matrix > ELEMENTWISE_DOT_SHARED):
         return None if both else _shared_product(eqn, inputs, free)
 
     sides = []
@@ -181,9 +182,10 @@ def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
 
 
 def _multiply_add(left: Any, right: Any, length: int) -> Any:
-    """Sum of products over the last axis but one; size-one axes broadcast."""
-    if length > UNROLLED_CONTRACTION:
-        return jnp.sum(left * right, axis=-2)
+    """Sum of products over the last axis but one; size-one axes broadcast.
+
+    Unrolled: a reduction over an axis that is not the last one is up to ten times slower on a CPU.
+    """
     total = None
     for k in range(length):
         product = left[..., k, :] * right[..., k, :]

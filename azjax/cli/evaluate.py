@@ -13,11 +13,11 @@ import numpy as np
 
 from azjax.batching import minor_vmap
 from azjax.cli.parsing import parse
-from azjax.config import require, require_number
+from azjax.config import require_number
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import write_json
+from azjax.runs.folder import check_output, write_json
 from azjax.runs.policy import load_policy
 from azjax.training import make_mesh
 
@@ -49,8 +49,7 @@ def run(args: Sequence[str], prog: str) -> int:
     require_number("episodes", options.episodes, 1, 2**24)
     require_number("seed", options.seed, 0, 2**32 - 1)
     if options.output is not None:
-        require(not options.output.exists(), f"{options.output} exists already; choose another --output")
-        require(options.output.parent.is_dir(), f"folder {options.output.parent} does not exist")
+        check_output(options.output)
     machine.split_host(lambda n: options.episodes >= n)
     machine.use_cache()
     statistics = evaluate(options)

@@ -17,8 +17,18 @@ from azjax.envs.registry import nearest
 
 T = TypeVar("T")
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
-_BOX = re.compile(r"[╭╮╰╯│]")
-_RULE = re.compile(r"─{3,}")
+_FRAME = re.compile(r"\x1b\[[0-9;]*m|[╭╮╰╯│]")
+_RULE = re.compile(r"[-─]{3,}")
+# What tyro and Python say, and what the user should hear.
+_PLAINLY = (
+    (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 is \2; it must be a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 is \2; it must be a number"),
+    (r"Error parsing (\S+): no type matching {None}\|(\S+) .*? from \[(.*?)\].*", r"\1 is \3; it must be None or \2"),
+    (r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
+     r"\1 is \2; it must be whole numbers with spaces between"),
+    (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\)\.", r"\2 is \1; it must be one of \3"),
+    (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),
+)  # fmt: skip
 
 
 def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = None) -> T:
@@ -44,16 +54,28 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = N
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_one_line(errors.getvalue())) from None
+        # A misspelt flag takes the value meant for it from what follows; it is the better thing to complain about.
+        unknown = [word for word in args if _is_flag(word) and _flag(word) not in flags_of(cls)]
+        message = _unknown(cls, unknown[0], prog) if unknown else _one_line(errors.getvalue(), prog)
+        raise ConfigError(message) from None
     if unknown:
         raise ConfigError(_unknown(cls, unknown[0], prog))
     return value  # type: ignore[no-any-return]
 
 
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and word not in ("--", "--help")
+
+
+def _flag(word: str) -> str:
+    """The flag in ``--some_flag=value``, spelt as the help text does."""
+    return word.partition("=")[0].replace("_", "-")
+
+
 def _unknown(cls: type, word: str, prog: str) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; see {prog} --help"
-    hint = nearest(word.partition("=")[0], sorted(flags_of(cls)))
+    hint = nearest(_flag(word), sorted(flags_of(cls)))
     return f"unknown option {word}{hint or f'; see {prog} --help'}"
 
 
@@ -70,18 +92,20 @@ def flags_of(cls: type) -> set[str]:
             flags |= flags_of(nested)
         else:
             flags.add("--" + field.name.replace("_", "-"))
+            if isinstance(field.default, bool):
+                flags.add("--no-" + field.name.replace("_", "-"))
     return flags
 
 
-def _one_line(box: str) -> str:
-    """The message inside the box that tyro prints, without its frame and its help text."""
-    lines = [_BOX.sub("", line).strip() for line in box.splitlines()[1:]]
-    message = []
-    for line in lines:
-        if _RULE.search(line):
+def _one_line(box: str, prog: str) -> str:
+    """The message inside the box that tyro prints, without its title, frame and help text."""
+    message: list[str] = []
+    for line in [_FRAME.sub("", line).strip() for line in box.splitlines()][1:]:
+        if not _RULE.fullmatch(line):
+            message.append(line)
+        elif message:
             break
-        message.append(line)
     text = " ".join(" ".join(message).split())
-    return text or "this command line can't be read; see --help"
-
-
+    for pattern, plain in _PLAINLY:
+        text = re.sub(pattern, plain, text)
+    return f"{text.removesuffix('.') or 'this command line can not be read'}; see {prog} --help"

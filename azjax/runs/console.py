@@ -22,7 +22,7 @@ class RunConsole:
     def __init__(self, total_steps: int, *, quiet: bool = False) -> None:
         self.total_steps = total_steps
         self.quiet = quiet
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0

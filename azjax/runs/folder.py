@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from azjax.config import require
+from azjax.config import ConfigError, require
 
 
 class RunFolder:
@@ -22,18 +22,30 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        require(not path.exists() or path.is_dir(), f"run folder {path} is a file; choose another --run")
         try:
+            require(not path.exists() or path.is_dir(), f"run folder {path} is a file; choose another --run")
             path.mkdir(parents=True, exist_ok=True)
             occupied = any(path.iterdir())
         except OSError as error:
-            require(False, f"run folder {path} can't be made: {error.strerror}; choose another --run")
+            raise ConfigError(f"run folder {path} can't be made: {error.strerror}; choose another --run") from error
         require(not occupied, f"run folder {path} is not empty; choose another --run or remove it")
         require(os.access(path, os.W_OK), f"run folder {path} can't be written; choose another --run")
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder."""
         return self.path / name
+
+
+def check_output(path: Path) -> None:
+    """Raises ``ConfigError`` unless a new file can be written at ``path``."""
+    require(not os.path.lexists(path), f"{path} exists already; choose another --output")
+    require(os.path.isdir(path.parent), f"folder {path.parent} does not exist; make it, or choose another --output")
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --output") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 PACKAGES = ("azjax", "jax", "jaxlib", "flax", "optax", "chex", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint", "numpy")
+_SMALLEST_CACHED = 1 << 16  # bytes
 
 
 def available_cores() -> int:
@@ -54,16 +55,25 @@ def use_cache() -> Path | None:
     Returns:
       The folder in use, or ``None`` if none can be written.
     """
+    # The small programs that JAX compiles on the way would be loaded outside quiet_loading on the next start.
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", _SMALLEST_CACHED)
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    if not os.access(folder, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     return folder
+
+
+def use_no_cache() -> None:
+    """Turns JAX's persistent compilation cache off, also where the environment's variables turn it on."""
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,12 @@ import tyro
 import yaml
 
 from azjax.config import ConfigError, require, require_number
+from azjax.envs.lanes import LARGEST_GROUP, pool_layout
 from azjax.envs.registry import check_env_name, default_backend, nearest
-from azjax.envs.lanes import pool_layout
 from azjax.ppo import PPOConfig
 
 SCHEMA = 1
+ALGORITHMS = ("ppo",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +81,26 @@ class TrainOptions:
 
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
-        check_env_name(self.env, self.backend or default_backend(self.env))
-        for name in (
-            "steps",
-            "lanes",
-            "rollout_length",
-            "action_repeat",
-            "episode_length",
-            "evaluations",
-            "evaluation_episodes",
+        check_env_name(self.env, default_backend(self.env) if self.backend is None else self.backend)
+        for name, choices in (("algorithm", ALGORITHMS), ("vectorize", ("minor", "vmap"))):
+            value = getattr(self, name)
+            require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+        for name, most in (
+            ("steps", 2**53),
+            ("lanes", 2**30),
+            ("rollout_length", 2**30),
+            ("action_repeat", 2**30),
+            ("episode_length", 2**30),
+            ("evaluations", 2**30),
+            ("evaluation_episodes", 2**24),
         ):
-            require_number(name, getattr(self, name), 1, 2**53)
+            require_number(name, getattr(self, name), 1, most)
         require_number("seed", self.seed, 0, 2**32 - 1)
-        require(self.env_steps_per_update < 2**31, "lanes x rollout_length x action_repeat must stay below 2^31")
+        require(
+            self.env_steps_per_update < 2**31,
+            f"an update of {self.env_steps_per_update} environment steps is too long; "
+            "lanes x rollout-length x action-repeat must stay below 2^31",
+        )
         for name in ("reset_pool", "devices", "updates_per_call"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), 1, 2**30)
@@ -103,7 +111,7 @@ class TrainOptions:
         require(
             self.updates % per_call == 0,
             f"updates_per_call={per_call} does not divide the {self.updates} updates that {self.steps} steps take "
-            f"({self.env_steps_per_update} steps each)",
+            f"({self.env_steps_per_update} steps each); change it, or leave it out",
         )
 
     def check_devices(self, devices: int) -> None:
@@ -111,7 +119,8 @@ class TrainOptions:
         groups = self.lanes // pool_layout(self.lanes, self.reset_pool).group
         require(
             groups % devices == 0,
-            f"{self.lanes} lanes can't be divided among {devices} devices; use a multiple of {8 * devices} lanes",
+            f"{self.lanes} lanes can't be divided among {devices} devices; "
+            f"use a multiple of {LARGEST_GROUP * devices} lanes",
         )
         decisions = self.lanes * self.rollout_length // devices
         require(
@@ -131,8 +140,9 @@ class TrainOptions:
 
 def resolve(options: TrainOptions) -> TrainOptions:
     """Fills in what depends on other options: backend, schedule length."""
-    check_env_name(options.env, options.backend or default_backend(options.env))
-    options = dataclasses.replace(options, backend=options.backend or default_backend(options.env))
+    backend = default_backend(options.env) if options.backend is None else options.backend
+    check_env_name(options.env, backend)
+    options = dataclasses.replace(options, backend=backend)
     ppo = options.ppo
     if ppo.schedule in ("linear", "cosine") and ppo.schedule_updates == 0 and options.env_steps_per_update > 0:
         ppo = dataclasses.replace(ppo, schedule_updates=max(options.updates, 1))
@@ -144,6 +154,7 @@ def load_preset(env: str, backend: str | None = None, algorithm: str = "ppo") ->
 
     ``ENV/BACKEND`` in the file goes before ``ENV``.
     """
+    require(algorithm in ALGORITHMS, f"algorithm is {algorithm!r}; it must be one of {', '.join(ALGORITHMS)}")
     text = (importlib.resources.files("azjax") / "presets" / f"{algorithm}.yaml").read_text()
     presets: dict[str, Any] = yaml.safe_load(text)
     backend = backend or default_backend(env)
@@ -166,7 +177,7 @@ def preset_options(env: str, backend: str | None = None, algorithm: Literal["ppo
       >>> preset_options("ant", steps=1000, learning_rate=1e-3).ppo.learning_rate
       0.001
     """
-    check_env_name(env, backend or default_backend(env))
+    check_env_name(env, default_backend(env) if backend is None else backend)
     options = TrainOptions(env=env, backend=backend, algorithm=algorithm)
     return with_changes(with_changes(options, load_preset(env, backend, algorithm)), changes)
 

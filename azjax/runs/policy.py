@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import reprlib
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +16,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.config import ConfigError, require
+from azjax.config import ConfigError, require, require_number
 from azjax.envs.base import Environment
 from azjax.envs.registry import make_env
 from azjax.ppo import PPOConfig, ppo
 from azjax.runs.folder import write_json
+from azjax.runs.options import ALGORITHMS
 from azjax.types import ActFn, Params
 
 SCHEMA = 1
 _LARGEST_JSON = 1 << 20
 _LARGEST_NPZ = 1 << 30
+_MOST_LAYERS = 64
+_MEND = "evaluate another run, or another copy of this one"
+# What JSON gives for each field; a float may come as a whole number.
+_DESCRIPTION_TYPES: dict[str, Any] = {
+    "algorithm": str,
+    "env": str,
+    "backend": str,
+    "episode_length": int,
+    "action_repeat": int,
+    "randomize": bool,
+    "params_sha256": str,
+}
+_CONFIG_TYPES: dict[str, Any] = {
+    field.name: {bool: bool, int: int, str: str, tuple: tuple, float: int | float}.get(type(field.default), str | None)
+    for field in dataclasses.fields(PPOConfig)
+}
 
 
 class LoadedPolicy(NamedTuple):
@@ -95,25 +114,48 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
       ConfigError: if a file is missing, damaged, too large, or doesn't fit the environment it names.
     """
     path = Path(folder)
-    require(path.is_dir(), f"{path} is not a run folder")
+    require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
     description = _read_description(path / "policy.json")
     try:
         config = PPOConfig(**{k: _from_plain(v) for k, v in description["ppo"].items()})
+        check_types(dataclasses.asdict(config), _CONFIG_TYPES)
         config.validate()
-        name, backend = str(description["env"]), str(description["backend"])
-        episode_length, repeat = int(description["episode_length"]), int(description["action_repeat"])
-        randomize = bool(description["randomize"])
-        digest = str(description["params_sha256"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path / 'policy.json'} does not describe a policy: {error}") from error
-    env = make_env(name, backend, episode_length=episode_length, randomize=randomize)
+        check_types(description, _DESCRIPTION_TYPES)
+        require(description["algorithm"] in ALGORITHMS, f"algorithm is {description['algorithm']!r}")
+        require_number("action_repeat", description["action_repeat"], 1, 2**30)
+        require_number("episode_length", description["episode_length"], 1, 2**30)
+    except (KeyError, TypeError, ConfigError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{path / 'policy.json'} does not describe a policy: {reason}; {_MEND}") from error
+    repeat, digest = description["action_repeat"], description["params_sha256"]
+    env = make_env(
+        description["env"],
+        description["backend"],
+        episode_length=description["episode_length"],
+        randomize=description["randomize"],
+    )
     learner = ppo(config)
     shapes = jax.eval_shape(
         lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
     )
     params = _fill(shapes, _read_arrays(path / "policy.npz"), path / "policy.npz")
-    require(params_sha256(params) == digest, f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json")
+    require(params_sha256(params) == digest, f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}")
     return LoadedPolicy(learner.act, params, env, repeat, description)
+
+
+def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raises ``ConfigError`` for the first value that is not of its type; a whole number may stand for a float.
+
+    Raises:
+      KeyError: if a value is missing.
+    """
+    for name, wanted in types.items():
+        value = values[name]
+        if wanted is tuple:
+            fits = isinstance(value, tuple) and len(value) <= _MOST_LAYERS and all(type(n) is int for n in value)
+        else:
+            fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+        require(fits, f"{name} is {reprlib.repr(value)}, which has the wrong type")
 
 
 def _named_spec(env: Environment) -> dict[str, Any]:
@@ -139,9 +181,11 @@ def _read_description(path: Path) -> dict[str, Any]:
     require(path.stat().st_size <= _LARGEST_JSON, f"{path} is larger than {_LARGEST_JSON} bytes; it is no policy")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    require(isinstance(data, dict) and isinstance(data.get("ppo"), dict), f"{path} does not describe a policy")
+    except (ValueError, OSError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}; {_MEND}") from error
+    require(
+        isinstance(data, dict) and isinstance(data.get("ppo"), dict), f"{path} does not describe a policy; {_MEND}"
+    )
     require(
         data.get("schema") == SCHEMA,
         f"{path} has schema {data.get('schema')!r}, this azjax reads {SCHEMA}; use the version that wrote it",
@@ -159,11 +203,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             size = sum(entry.file_size for entry in archive.infolist())
         require(size <= _LARGEST_NPZ, f"{path} unpacks to {size} bytes; it is no policy")
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} can't be read as a policy: {error}") from error
+            # An entry that is no array at all comes back as its bytes.
+            return {name: np.asarray(archive[name]) for name in archive.files}
+    except ConfigError:
+        raise
+    except Exception as error:  # the list of what zipfile, zlib and numpy raise on damaged data is long
+        raise ConfigError(f"{path} can't be read as a policy: {error}; {_MEND}") from error
 
 
 def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
@@ -171,12 +216,14 @@ def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
     filled = []
     for where, leaf in leaves:
         name = jax.tree_util.keystr(where, simple=True, separator="/")
-        require(name in arrays, f"{path} lacks the array {name!r}")
+        require(name in arrays, f"{path} lacks the array {name!r}; {_MEND}")
         array = arrays[name]
         require(
             array.shape == leaf.shape and array.dtype == leaf.dtype,
-            f"{path}: {name!r} is {array.dtype}{list(array.shape)}, the network needs {leaf.dtype}{list(leaf.shape)}",
+            f"{path}: {name!r} is {array.dtype}{list(array.shape)}, the network needs {leaf.dtype}{list(leaf.shape)}; "
+            + _MEND,
         )
-        require(not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all()), f"{path}: {name!r} is not finite")
+        finite = not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())
+        require(finite, f"{path}: {name!r} is not finite; {_MEND}")
         filled.append(jnp.asarray(array))
     return jax.tree.unflatten(tree, filled)

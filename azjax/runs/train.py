@@ -74,12 +74,16 @@ def train(options: TrainOptions) -> RunResult:
     devices = choose_devices(options)
     if options.cache:
         machine.use_cache()
-    folder = RunFolder(options.run or default_folder(options))
+    else:
+        machine.use_no_cache()
     env = make_env(
         options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize
     )
-    write_text(folder.file("config.yaml"), yaml.safe_dump(to_plain(options), sort_keys=False))
     learner = ppo(options.ppo, axis_name=AXIS)
+    # Whether the learner fits the environment (names of observations) must be known before anything is written.
+    jax.eval_shape(lambda key: learner.init(key, env.observation_spec, env.action_spec), jax.random.key(0))
+    folder = RunFolder(options.run or default_folder(options))
+    write_text(folder.file("config.yaml"), yaml.safe_dump(to_plain(options), sort_keys=False))
     with RunConsole(options.updates * options.env_steps_per_update, quiet=options.quiet) as console:
         console.say(describe(options, devices))
         with console.waiting("compiling"), machine.quiet_loading():
