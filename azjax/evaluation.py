@@ -151,7 +151,9 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
         return episodes._replace(frames=frames)
 
     lanes, whole = PartitionSpec(axis), PartitionSpec()
-    program = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False)
+    program = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False
+    )
     return jax.jit(program)
 
 
@@ -161,7 +163,7 @@ def _episodes_of(lanes: Any, frames: Any) -> Any:
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half of the values, fractional weights at its edges (Agarwal et al., 2021, arXiv 2108.13264)."""
+    """Mean of the middle half of the values, split values weighted (Agarwal et al., 2021, arXiv 2108.13264)."""
     ordered = np.sort(np.asarray(values, np.float64))
     n = len(ordered)
     # Value i covers the quantiles [i/n, (i+1)/n]; its weight is the part of that inside [1/4, 3/4].

@@ -21,7 +21,6 @@ from azjax.types import (
     ActionSpec,
     Array,
     Batch,
-    Box,
     Carry,
     Info,
     Key,
@@ -452,9 +451,7 @@ def ppo(
         # Statistics change only now: the ratio of the first minibatch is 1 because it saw what the actor saw.
         statistics, return_statistics = state.params.statistics, state.return_statistics
         if config.normalize_observations:
-            statistics = update_statistics(
-                statistics, batch.observation, mask=batch.mask, axis_name=axis_name
-            )
+            statistics = update_statistics(statistics, batch.observation, mask=batch.mask, axis_name=axis_name)
         if config.normalize_returns:
             return_statistics = update_statistics(
                 return_statistics, batch.returns, mask=batch.mask, axis_name=axis_name
@@ -486,6 +483,7 @@ def _steer(rate: Array, kl: Array, target: Array | float) -> Array:
 
 def _value_diagnostics(batch: Batch, axis_name: str | None) -> Info:
     """How well the values at acting time explained the returns."""
+
     def mean(x: Array) -> Array:
         return masked_mean(x, batch.mask, axis_name)
 

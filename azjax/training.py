@@ -313,9 +313,7 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
     check_devices(trainer, mesh.size)
     specs = partition_specs(shapes, trainer.axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    program = jax.shard_map(
-        many, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
-    )
+    program = jax.shard_map(many, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False)
     return CompiledTrainer(
         init=jax.jit(trainer.init, out_shardings=shardings),
         step=jax.jit(program, donate_argnums=0),

@@ -74,7 +74,9 @@ class InitFn(Protocol):
 
     def __call__(
         self, key: Key, observation_spec: ObservationSpec, action_spec: ActionSpec, hyperparameters: Any = None
-    ) -> Any: ...
+    ) -> Any:
+        """A fresh learner state; ``key`` is consumed."""
+        ...
 
 
 class ActFn(Protocol):
@@ -82,19 +84,25 @@ class ActFn(Protocol):
 
     def __call__(
         self, params: Params, observation: Observation, carry: Carry, key: Key, *, deterministic: bool = False
-    ) -> tuple[Array, Carry, ActInfo]: ...
+    ) -> tuple[Array, Carry, ActInfo]:
+        """An action for each observation; ``key`` is consumed, unless ``deterministic`` takes the mode."""
+        ...
 
 
 class EstimateFn(Protocol):
     """``estimate(state, rollout) -> Batch``."""
 
-    def __call__(self, state: Any, rollout: Rollout) -> Batch: ...
+    def __call__(self, state: Any, rollout: Rollout) -> Batch:
+        """Advantages and returns of every decision."""
+        ...
 
 
 class FitFn(Protocol):
     """``fit(state, batch, key) -> (state, Info)``."""
 
-    def __call__(self, state: Any, batch: Batch, key: Key) -> tuple[Any, Info]: ...
+    def __call__(self, state: Any, batch: Batch, key: Key) -> tuple[Any, Info]:
+        """A state improved on the batch, and diagnostics; ``key`` is consumed."""
+        ...
 
 
 class Learner(NamedTuple):

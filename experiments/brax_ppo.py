@@ -72,9 +72,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     """One line per task: return of the final policy, pooled over the seeds' evaluation episodes."""
     lines = [
-        "| task | environment steps | seeds: mean return of each | IQM over all episodes (95 % interval) | length | "
-        "training, s | steps/s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| task | environment steps | mean return of each seed | IQM over all episodes (95 % interval) | length |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for task, members in runs.items():
         summaries = [m["summary"] for m in members]
@@ -82,11 +81,9 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         low, high = bootstrap_interval(returns)
         means = ", ".join(f"{s['evaluation']['return_mean']:.0f}" for s in summaries)
         length = np.mean([s["evaluation"]["length_mean"] for s in summaries])
-        seconds = np.median([s["seconds"]["training"] for s in summaries])
-        rate = np.median([s["env_steps_per_second"] for s in summaries])
         lines.append(
             f"| {task} ({summaries[0]['backend']}) | {summaries[0]['env_steps']:,} | {means} | "
-            f"{interquartile_mean(returns):.0f} ({low:.0f} to {high:.0f}) | {length:.0f} | {seconds:.0f} | {rate:,.0f} |"
+            f"{interquartile_mean(returns):.0f} ({low:.0f} to {high:.0f}) | {length:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

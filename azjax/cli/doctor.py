@@ -69,9 +69,7 @@ def check_training() -> bool:
     print(f"{'training step':<18}compiling ...", flush=True)
     count = jax.device_count()
     learner = ppo(PPOConfig(epochs=1, minibatches=1), axis_name=AXIS)
-    trainer = make_trainer(
-        make_env("inverted_pendulum"), learner, lanes=8 * count, rollout_length=4, axis_name=AXIS
-    )
+    trainer = make_trainer(make_env("inverted_pendulum"), learner, lanes=8 * count, rollout_length=4, axis_name=AXIS)
     program = compile(trainer, make_mesh(count, AXIS))
     state, metrics = program.step(program.init(jax.random.key(0)))
     finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.learner.params.network))

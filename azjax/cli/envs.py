@@ -33,7 +33,9 @@ def run(args: Sequence[str], prog: str) -> int:
         return 0
     table = Table(box=None, padding=(0, 1, 0, 0))
     for column in ("environment", "observation", "action", "s/step", "backends", "preset"):
-        table.add_column(column, no_wrap=True, justify="right" if column in ("observation", "action", "s/step") else "left")
+        table.add_column(
+            column, no_wrap=True, justify="right" if column in ("observation", "action", "s/step") else "left"
+        )
     for fact in facts:
         table.add_row(
             fact["name"],

@@ -24,4 +24,3 @@ def read_options(args: Sequence[str], prog: str) -> TrainOptions:
     chosen = parse(TrainOptions, [a for a in args if a not in help_flags], prog=prog)
     preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
     return parse(TrainOptions, args, prog=prog, default=preset)
-

@@ -43,7 +43,11 @@ def quiet_dependencies() -> Iterator[None]:
     """Silences what Brax and its dependencies print and warn while they are imported or load a model."""
     root = logging.getLogger()
     level = root.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         root.setLevel(logging.ERROR)
         try:
@@ -148,7 +152,7 @@ class BraxEnvironment:
 
     Args:
       env: object with ``reset(rng) -> state`` and ``step(state, action) -> state``, where a state has ``obs``,
-        ``reward``, ``done`` and ``replace``; ``info["truncation"]``, if present and not 0, marks an end as a time limit.
+        ``reward``, ``done`` and ``replace``; ``info["truncation"]``, if there and not 0, marks an end as a time limit.
       name: what to call it.
       episode_length: the time limit in environment steps.
       randomization: ranges of physics factors drawn per episode; needs Brax's ``env.sys``.
@@ -168,13 +172,14 @@ class BraxEnvironment:
         wrapper = type(env).__module__
         require(
             ".wrappers" not in wrapper,
-            f"{type(env).__name__} is a training wrapper; pass the bare environment, azjax itself vectorises and resets",
+            f"{type(env).__name__} is a training wrapper; pass the bare environment: azjax vectorises and resets",
         )
         require_number("episode_length", episode_length, 1, 2**30)
         if randomization is not None:
             randomization.validate()
             require(
-                hasattr(env, "sys"), f"{name or type(env).__name__} has no physics model (sys), so it can't be randomised"
+                hasattr(env, "sys"),
+                f"{name or type(env).__name__} has no physics model (sys), so it can't be randomised",
             )
         self._env = env
         self._randomization = randomization
@@ -203,7 +208,7 @@ class BraxEnvironment:
 
     def step(self, state: EnvState, action: Array) -> EnvState:
         """One control step with an action ``[A]`` in [-1, 1]."""
-        # Brax's steps write into the dicts of their state; the map makes new ones, so the caller's state doesn't change.
+        # Brax writes into the dicts of its states; the map makes new ones, so that the caller's state stays as it is.
         inner = jax.tree.map(lambda x: x, state.inner)
         with self._tracing():
             after = self._with(state.params).step(inner, action)

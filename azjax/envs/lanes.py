@@ -45,7 +45,7 @@ def take_lanes(tree: Any, index: Array) -> Any:
 
 
 def _finite(tree: Any) -> Array:
-    """bool ``[B]``: whether all numbers of a batch-last tree are finite in a lane."""
+    """Bool ``[B]``: whether all numbers of a batch-last tree are finite in a lane."""
     flags = [
         jnp.all(jnp.isfinite(x), axis=tuple(range(x.ndim - 1)))
         for x in jax.tree.leaves(tree)

@@ -30,7 +30,9 @@ class RunConsole:
     def __enter__(self) -> RunConsole:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop()
 
     def say(self, text: str) -> None:

@@ -14,7 +14,19 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("azjax", "jax", "jaxlib", "flax", "optax", "chex", "brax", "mujoco", "mujoco-mjx", "orbax-checkpoint", "numpy")
+PACKAGES = (
+    "azjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "chex",
+    "brax",
+    "mujoco",
+    "mujoco-mjx",
+    "orbax-checkpoint",
+    "numpy",
+)
 _SMALLEST_CACHED = 1 << 16  # bytes
 
 

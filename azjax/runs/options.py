@@ -161,7 +161,9 @@ def load_preset(env: str, backend: str | None = None, algorithm: str = "ppo") ->
     return presets.get(f"{env}/{backend}") or presets.get(env) or {}
 
 
-def preset_options(env: str, backend: str | None = None, algorithm: Literal["ppo"] = "ppo", **changes: Any) -> TrainOptions:
+def preset_options(
+    env: str, backend: str | None = None, algorithm: Literal["ppo"] = "ppo", **changes: Any
+) -> TrainOptions:
     """Training options of an environment: its preset, changed by keyword.
 
     Args:

@@ -139,7 +139,10 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
         lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
     )
     params = _fill(shapes, _read_arrays(path / "policy.npz"), path / "policy.npz")
-    require(params_sha256(params) == digest, f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}")
+    require(
+        params_sha256(params) == digest,
+        f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}",
+    )
     return LoadedPolicy(learner.act, params, env, repeat, description)
 
 
@@ -183,9 +186,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}; {_MEND}") from error
-    require(
-        isinstance(data, dict) and isinstance(data.get("ppo"), dict), f"{path} does not describe a policy; {_MEND}"
-    )
+    require(isinstance(data, dict) and isinstance(data.get("ppo"), dict), f"{path} does not describe a policy; {_MEND}")
     require(
         data.get("schema") == SCHEMA,
         f"{path} has schema {data.get('schema')!r}, this azjax reads {SCHEMA}; use the version that wrote it",

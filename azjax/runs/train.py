@@ -76,9 +76,7 @@ def train(options: TrainOptions) -> RunResult:
         machine.use_cache()
     else:
         machine.use_no_cache()
-    env = make_env(
-        options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize
-    )
+    env = make_env(options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize)
     learner = ppo(options.ppo, axis_name=AXIS)
     # Whether the learner fits the environment (names of observations) must be known before anything is written.
     jax.eval_shape(lambda key: learner.init(key, env.observation_spec, env.action_spec), jax.random.key(0))
@@ -377,5 +375,3 @@ def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list
         ("evaluate again", f"azjax evaluate {folder.path}"),
     ]
     return f"{summary['algorithm']} on {summary['env']} ({summary['backend']}), seed {summary['seed']}", rows
-
-
