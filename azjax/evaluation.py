@@ -113,7 +113,7 @@ def make_evaluator(
             )
 
         end = jax.lax.while_loop(lambda loop: ~loop.over.all(), body, Loop(jnp.int32(0), states, none, start))
-        return end.episodes
+        return end.episodes._replace(frames=_repeat_last(end.episodes.frames, end.t))
 
     return evaluate
 
@@ -133,6 +133,14 @@ def _put_frame(record: Record | None, frames: Frames | None, states: EnvState, r
         return None
     frame = Frames(record(jax.tree.map(lambda x: x[..., 0], states)), reward[0])
     return jax.tree.map(lambda buffer, x: buffer.at[t].set(x), frames, frame)
+
+
+def _repeat_last(frames: Frames | None, last: Array) -> Frames | None:
+    """Frames that the loop never reached show the last one, no longer the first."""
+    if frames is None:
+        return None
+    index = jnp.minimum(jnp.arange(frames.reward.shape[0]), last)
+    return frames._replace(recorded=jax.tree.map(lambda buffer: buffer[index], frames.recorded))
 
 
 def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:

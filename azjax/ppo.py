@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from azjax.advantages import gae
-from azjax.config import as_arrays, register_config, require, require_number, static, traced
+from azjax.config import as_arrays, register_config, require, require_number, static, traced, traced_names
 from azjax.distributions import Distribution
 from azjax.networks import ACTIVATIONS, LOG_STD_RANGE, ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, std, update_statistics
@@ -225,7 +225,7 @@ def ppo_loss(
     References:
       Schulman et al., 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347, section 3 and equation 9.
     """
-    batch, advantages = minibatch
+    batch, advantages = _blank_masked(minibatch)
     observation = normalize(statistics, batch.observation) if config.normalize_observations else batch.observation
     distribution, value = network.apply(network_params, observation)
 
@@ -236,7 +236,7 @@ def ppo_loss(
     def mean(x: Array) -> Array:
         return jnp.where(batch.mask, x, 0.0).sum() / jnp.maximum(count, 1.0)
 
-    log_ratio = distribution.log_prob(batch.action) - batch.log_prob
+    log_ratio = jnp.where(batch.mask, distribution.log_prob(batch.action) - batch.log_prob, 0.0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
     policy_loss = -mean(jnp.minimum(ratio * advantages, clipped * advantages))
@@ -258,6 +258,16 @@ def ppo_loss(
         info["value_loss"] = 0.5 * mean(error)
         loss = loss + config.value_coefficient * info["value_loss"]
     return loss, info
+
+
+def _blank_masked(minibatch: Minibatch) -> Minibatch:
+    """Zeros in place of masked entries: a NaN in one would reach the gradient even past a later selection."""
+    mask = minibatch.batch.mask
+
+    def blank(x: Array) -> Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+
+    return jax.tree.map(blank, minibatch)
 
 
 def _value_units(return_statistics: RunningStatistics, config: PPOConfig) -> tuple[Array, Array]:
@@ -330,6 +340,7 @@ def ppo(
         key: Key, observation_spec: ObservationSpec, action_spec: ActionSpec, hyperparameters: PPOConfig | None = None
     ) -> PPOState:
         values = as_arrays(config if hyperparameters is None else hyperparameters)
+        _require_same_static(values, config)
         params = PPOParams(
             network=net.init(key, observation_spec, action_spec), statistics=init_statistics(observation_spec)
         )
@@ -338,7 +349,7 @@ def ppo(
             optimizer=None,
             hyperparameters=values,
             return_statistics=init_statistics(jax.ShapeDtypeStruct((), jnp.float32)),
-            learning_rate=jnp.asarray(values.learning_rate),
+            learning_rate=jnp.array(values.learning_rate),  # a copy, for the state is donated leaf by leaf
             updates=jnp.zeros((), jnp.int32),
         )
         return dataclasses.replace(state, optimizer=make_optimizer(state).init(params.network))
@@ -473,6 +484,15 @@ def default_network(config: PPOConfig) -> ActorCritic:
     """The actor-critic of the configured sizes."""
     names = {field.name for field in dataclasses.fields(ActorCritic)}
     return ActorCritic(**{name: getattr(config, name) for name in names})
+
+
+def _require_same_static(hyperparameters: PPOConfig, config: PPOConfig) -> None:
+    """Raises ``ConfigError`` if the programs built around ``config`` would not be those of the hyperparameters."""
+    static_names = [field.name for field in dataclasses.fields(config) if field.name not in traced_names(config)]
+    other = [name for name in static_names if getattr(hyperparameters, name) != getattr(config, name)]
+    require(
+        not other, f"hyperparameters may differ from the learner's in traced fields only, not in {', '.join(other)}"
+    )
 
 
 def _steer(rate: Array, kl: Array, target: Array | float) -> Array:

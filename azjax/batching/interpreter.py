@@ -146,7 +146,25 @@ def fall_back(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Valu
         batch.fallbacks.append(eqn.describe())
     axes = tuple(-1 if value.batched else None for value in inputs)
     mapped = jax.vmap(lambda *arrays: eqn.call(*arrays), in_axes=axes, out_axes=-1, axis_size=batch.size)
-    return batched(*mapped(*(value.array for value in inputs)))
+    return batched(*mapped(*(settle(value.array) if value.batched else value.array for value in inputs)))
+
+
+def settle(array: Any) -> Any:
+    """The same array, written to memory before anything else reads it (on a CPU; elsewhere a no-op).
+
+    `jax.vmap` transposes the operands of what is left to it, and XLA:CPU fuses such a transposition with the arithmetic before it,
+    which then runs across the lanes, up to twenty times slower. A loop is the one thing XLA does not fuse through.
+    """
+    elements = array.size // max(array.shape[-1], 1)
+    if elements < 2 or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+        return array
+    parts = next(divisor for divisor in range(2, elements + 1) if elements % divisor == 0)
+
+    def copy(array: Any) -> Any:
+        pieces = lax.reshape(array, (parts, elements // parts, array.shape[-1]))
+        return lax.reshape(lax.map(lax.optimization_barrier, pieces), array.shape)
+
+    return lax.platform_dependent(array, cpu=copy, default=lambda array: array)
 
 
 def call_traced(function: Callable[..., Any], inputs: Sequence[Value], batch: Batch) -> tuple[list[Value], Any]:

@@ -1,7 +1,4 @@
-"""Rules for factorisations of small matrices: unrolled, one matrix per lane.
-
-Every finished column or row passes an `optimization_barrier`: without it XLA:CPU may fuse, and so recompute, the whole recurrence.
-"""
+"""Rules for factorisations of very small matrices, unrolled, one matrix per lane."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +11,8 @@ from azjax.batching.control_flow import with_original_derivative
 from azjax.batching.interpreter import Batch, Value, batched, rule
 from azjax.batching.jaxprs import Equation
 
-LARGEST_MATRIX = 32
-"""Larger matrices are left to `jax.vmap`, that is to LAPACK."""
+LARGEST_MATRIX = 8
+"""Larger matrices are left to `jax.vmap`, that is to LAPACK: unrolled recurrences compile slowly and leave the cache."""
 
 
 @rule("cholesky")
@@ -29,18 +26,16 @@ def cholesky(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value
 
 def _cholesky(matrix: Any) -> Any:
     """Lower factor of `[..., n, n, B]`."""
-    size = matrix.shape[-2]
     columns: list[Any] = []  # column k from row k on: [..., n - k, B]
     pivot = None
-    for j in range(size):
+    for j in range(matrix.shape[-2]):
         column = matrix[..., j:, j, :]
         for k, done in enumerate(columns):
             tail = done[..., j - k :, :]
             column = column - tail * tail[..., :1, :]
         pivot = column[..., :1, :]
-        columns.append(lax.optimization_barrier(column / jnp.sqrt(pivot)))
-    padding = [(0, 0, 0)] * (matrix.ndim - 3)
-    zero = jnp.zeros((), matrix.dtype)
+        columns.append(column / jnp.sqrt(pivot))
+    padding, zero = [(0, 0, 0)] * (matrix.ndim - 3), jnp.zeros((), matrix.dtype)
     full = [lax.pad(column, zero, [*padding, (k, 0, 0), (0, 0, 0)]) for k, column in enumerate(columns)]
     factor = jnp.stack(full, axis=-2)
     return jnp.where(pivot[..., None, :] > 0, factor, jnp.nan)  # a bad pivot anywhere spoils the last one
@@ -59,18 +54,12 @@ def triangular_solve(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> li
         right, transposed = jnp.swapaxes(right, -3, -2), not transposed
     if transposed:
         matrix, lower = jnp.swapaxes(matrix, -3, -2), not lower
-    solution = _substitute(matrix, right, lower, unit_diagonal)
-    return batched(solution if left_side else jnp.swapaxes(solution, -3, -2))
-
-
-def _substitute(matrix: Any, right: Any, lower: bool, unit_diagonal: bool) -> Any:
-    """Solves `[..., n, n, B]` by `[..., n, m, B]`."""
     size = matrix.shape[-2]
-    order = range(size) if lower else range(size - 1, -1, -1)
     rows: dict[int, Any] = {}
-    for i in order:
+    for i in range(size) if lower else reversed(range(size)):
         row = right[..., i, :, :]
         for k, done in rows.items():
             row = row - matrix[..., i, k, None, :] * done
-        rows[i] = lax.optimization_barrier(row if unit_diagonal else row / matrix[..., i, i, None, :])
-    return jnp.stack([rows[i] for i in range(size)], axis=-3)
+        rows[i] = row if unit_diagonal else row / matrix[..., i, i, None, :]
+    solution = jnp.stack([rows[i] for i in range(size)], axis=-3)
+    return batched(solution if left_side else jnp.swapaxes(solution, -3, -2))

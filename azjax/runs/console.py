@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 _PLAIN_INTERVAL = 5.0
 
@@ -72,13 +71,12 @@ class RunConsole:
             )
 
     def summary(self, title: str, rows: list[tuple[str, str]]) -> None:
-        """The last screen: a table of two columns."""
+        """The last screen: two columns; lines stay whole, so that paths can be copied."""
         self._stop()
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        width = max(len(name) for name, _ in rows)
+        self._console.print(f"\n{title}")
         for name, value in rows:
-            table.add_row(name, value)
-        self._console.print()
-        self._console.print(table, markup=False)
+            self._console.print(f"{name:<{width}}  {value}")
 
     def _move_bar(self, env_steps: int, rate: float, shown: str) -> None:
         if self._bar is None:

@@ -1,0 +1,289 @@
+"""Full episodes of a fixed policy: when they end, what counts, and the statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import toy_envs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import azjax
+from azjax.envs.lanes import plain_vmap
+from azjax.evaluation import bootstrap_interval, interquartile_mean
+
+LANES = 24
+
+
+class Watched(toy_envs.Scripted):
+    """Counts, on the host, how often any lane steps."""
+
+    def __init__(self, *args: Any, **ranges: Any) -> None:
+        super().__init__(*args, **ranges)
+        self.steps = 0
+
+    def step(self, state: azjax.EnvState, action: jax.Array) -> azjax.EnvState:
+        def count() -> None:
+            self.steps += 1
+
+        jax.debug.callback(count)
+        return super().step(state, action)
+
+
+def expected_episode(params: dict[str, Any], tag: float, limit: int) -> dict[str, Any]:
+    """One episode of ``Scripted`` in plain Python."""
+    total = 0.0
+    for count in range(1, limit + 1):
+        if count in (params["nan_observation"], params["nan_reward"]):
+            return {"return": total, "length": count, "terminated": False, "broken": True}
+        total += count + tag
+        if count >= params["terminate"]:
+            return {"return": total, "length": count, "terminated": True, "broken": False}
+        if count >= params["truncate"]:
+            break
+    return {"return": total, "length": count, "terminated": False, "broken": False}
+
+
+def record(state: azjax.EnvState) -> dict[str, Any]:
+    """What it takes to know a lane's episode in advance, and where it stands."""
+    return {"count": state.inner["count"], "tag": state.inner["tag"], "params": state.params}
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[tuple[Any, dict[str, Any]]]:
+    """Six lanes of evaluation, one at a time, so that each is the one recorded; with what was expected of each."""
+    env = toy_envs.Scripted(12, terminate=(2, 20), truncate=(8, 20), nan_observation=(2, 40), nan_reward=(2, 40))
+    evaluate = azjax.make_evaluator(env, toy_envs.idle().act, lanes=1, record=record, vectorize=plain_vmap)
+    program, pairs = azjax.compile_evaluator(evaluate), []
+    for n in range(12):
+        played = jax.device_get(program(jnp.zeros(()), jax.random.key(n)))
+        first = jax.tree.map(lambda x: x[0], played.frames.recorded)
+        params = {name: int(x) for name, x in first["params"].items()}
+        pairs.append((played, expected_episode(params, float(first["tag"]), 12)))
+    return pairs
+
+
+def test_returns_lengths_and_ends_equal_plain_python(episodes):
+    kinds = set()
+    for played, expected in episodes:
+        np.testing.assert_allclose(played.episode_return[0], expected["return"], rtol=1e-5)
+        assert int(played.length[0]) == expected["length"]
+        assert bool(played.terminated[0]) == expected["terminated"]
+        assert bool(played.nonfinite[0]) == expected["broken"]
+        kinds.add((expected["terminated"], expected["broken"]))
+    assert len(kinds) == 3  # ended by the task, by the clock, and broken
+
+
+def test_recorded_frames_show_the_whole_episode_and_then_its_last_frame(episodes):
+    for played, expected in episodes:
+        length = expected["length"]
+        count = np.asarray(played.frames.recorded["count"])
+        assert count.shape == (13,)
+        np.testing.assert_array_equal(count, np.minimum(np.arange(13), length))
+        assert len(set(played.frames.recorded["tag"].tolist())) == 1
+        reward = np.asarray(played.frames.reward)
+        assert reward[0] == 0.0
+        assert (reward[length + 1 :] == 0.0).all()
+        np.testing.assert_allclose(reward.sum(), expected["return"], rtol=1e-5)
+
+
+def test_evaluation_stops_when_all_lanes_are_done_and_not_before():
+    """brax always plays to the time limit. Every lane here ends between its 3rd and 7th step."""
+    env = Watched(1000, terminate=(3, 7))
+    evaluate = azjax.make_evaluator(env, toy_envs.idle().act, lanes=LANES, vectorize=plain_vmap)
+    played = jax.jit(evaluate)(jnp.zeros(()), jax.random.key(0))
+    jax.block_until_ready(played)
+    jax.effects_barrier()
+    assert len(set(played.length.tolist())) > 2
+    assert env.steps % LANES == 0
+    assert env.steps // LANES == int(played.length.max()) <= 7
+    assert played.terminated.all()
+
+
+@pytest.mark.parametrize("repeat", [1, 4])
+def test_action_repeat_counts_environment_steps(repeat):
+    env = toy_envs.Scripted(8)
+    evaluate = azjax.make_evaluator(
+        env, toy_envs.idle().act, lanes=2, action_repeat=repeat, record=record, vectorize=plain_vmap
+    )
+    played = jax.jit(evaluate)(jnp.zeros(()), jax.random.key(0))
+    np.testing.assert_array_equal(played.length, [8, 8])
+    np.testing.assert_array_equal(played.frames.recorded["count"], np.arange(0, 9, repeat))
+    tag = float(played.frames.recorded["tag"][0])
+    np.testing.assert_allclose(played.episode_return[0], 36 + 8 * tag, rtol=1e-5)
+
+
+def policy_of(deterministic: bool) -> tuple[Any, Any]:
+    learner = azjax.ppo(azjax.PPOConfig(policy_hidden=(8,), value_hidden=(8,)))
+    state = jax.jit(lambda key: learner.init(key, toy_envs.float_spec(1), azjax.Box(1)))(jax.random.key(0))
+    evaluate = azjax.make_evaluator(
+        toy_envs.Target(), learner.act, lanes=LANES, deterministic=deterministic, vectorize=plain_vmap
+    )
+    return azjax.compile_evaluator(evaluate), state.params
+
+
+def test_deterministic_episodes_take_the_mode_and_stochastic_ones_sample():
+    """The reward tells the action: the untrained mode is about 0, samples spread by the initial deviation."""
+    key = jax.random.key(0)
+    program, params = policy_of(True)
+    first, again = program(params, key), program(params, key)
+    np.testing.assert_array_equal(first.episode_return, again.episode_return)
+    assert np.asarray(first.episode_return).min() > 1 - 0.26  # 1 - (0 - x / 2)^2, |x| <= 1
+    program, params = policy_of(False)
+    sampled = np.asarray(program(params, key).episode_return)
+    assert sampled.min() < 1 - 0.3
+    assert (sampled != np.asarray(first.episode_return)).all()
+
+
+def test_evaluation_never_reuses_a_training_key():
+    """Not even when it is given the very key that training started from: other initial states, all different."""
+    env = toy_envs.Scripted(3)
+    trainer = azjax.make_trainer(env, toy_envs.idle(), lanes=16, rollout_length=6, vectorize=plain_vmap)
+    key = jax.random.key(0)
+    _, metrics = azjax.compile(trainer, updates_per_call=2).step(jax.jit(trainer.init)(key))
+    trained = set(np.asarray(metrics.learner["rollout"].observation[..., 1]).ravel().tolist())
+
+    def act(params: Any, observation: Any, carry: Any, key: Any, *, deterministic: bool = False) -> Any:
+        return jnp.zeros(1), carry, None
+
+    evaluate = azjax.make_evaluator(env, act, lanes=16, vectorize=plain_vmap)
+    played = jax.jit(evaluate)(None, key)
+    tags = np.round((np.asarray(played.episode_return) - 6) / 3, 4)
+    assert len(set(tags.tolist())) == 16
+    assert len(trained) > 32
+    assert not set(tags.tolist()) & set(np.round(list(trained), 4).tolist())
+
+
+def test_every_device_plays_episodes_of_its_own(require_devices):
+    require_devices(2)
+    env = toy_envs.Scripted(6, terminate=(2, 9))
+    evaluate = azjax.make_evaluator(
+        env, toy_envs.idle().act, lanes=8, axis_name="devices", record=record, vectorize=plain_vmap
+    )
+    program = azjax.compile_evaluator(evaluate, azjax.make_mesh(2, "devices"))
+    played = program(jnp.zeros(()), jax.random.key(0))
+    assert played.episode_return.shape == played.length.shape == (16,)
+    assert len(set(played.episode_return.tolist())) == 16
+    # Frames are those of the first device's first lane.
+    one = azjax.compile_evaluator(evaluate, azjax.make_mesh(1, "devices"))(jnp.zeros(()), jax.random.key(0))
+    np.testing.assert_allclose(played.episode_return[:8], one.episode_return, rtol=1e-6)
+    np.testing.assert_array_equal(played.frames.recorded["count"], one.frames.recorded["count"])
+    np.testing.assert_array_equal(played.frames.reward, one.frames.reward)
+
+
+def test_an_evaluation_needs_a_lane():
+    with pytest.raises(ValueError, match="lanes is 0"):
+        azjax.make_evaluator(toy_envs.Target(), toy_envs.idle().act, lanes=0)
+
+
+def test_a_brax_policy_is_evaluated(brax_program):
+    """Discounts nothing, stops at the falls, and says why episodes ended."""
+    evaluate = azjax.make_evaluator(brax_program.env, brax_program.learner.act, lanes=8, record=brax_program.env.poses)
+    state = brax_program.compiled.init(jax.random.key(0))
+    played = azjax.compile_evaluator(evaluate)(state.learner.params, jax.random.key(1))
+    summary = azjax.summarize(played)
+    assert summary["episodes"] == 8
+    assert 1 <= summary["length_mean"] <= 12
+    np.testing.assert_array_equal(played.terminated, played.length < 12)
+    positions, rotations = played.frames.recorded
+    assert positions.shape[0] == rotations.shape[0] == 13
+    np.testing.assert_allclose(np.linalg.norm(rotations, axis=-1), 1.0, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def made_up(returns: Any, nonfinite: Any = None) -> azjax.Episodes:
+    returns = np.asarray(returns, np.float32)
+    n = len(returns)
+    return azjax.Episodes(
+        episode_return=returns,
+        length=np.arange(10, 10 + n, dtype=np.int32),
+        terminated=np.arange(n) % 3 == 0,
+        nonfinite=np.zeros(n, bool) if nonfinite is None else np.asarray(nonfinite),
+        frames=None,
+    )
+
+
+def test_the_summary_equals_numpy_and_scipy():
+    returns = np.random.default_rng(0).gamma(2.0, 100.0, size=40).astype(np.float32)
+    episodes = made_up(returns)
+    summary = azjax.summarize(episodes)
+    exact = returns.astype(np.float64)
+    expected = {
+        "episodes": 40,
+        "nonfinite_episodes": 0,
+        "return_mean": exact.mean(),
+        "return_std": exact.std(),
+        "return_median": np.median(exact),
+        "return_iqm": scipy.stats.trim_mean(exact, 0.25),
+        "return_min": exact.min(),
+        "return_max": exact.max(),
+        "length_mean": episodes.length.mean(),
+        "terminated_fraction": 14 / 40,
+    }
+    for name, number in expected.items():
+        assert summary[name] == pytest.approx(number, rel=1e-9), name
+        assert type(summary[name]) in (int, float), name
+    assert summary["returns"] == exact.tolist()
+    assert summary["return_iqm_low"] < summary["return_iqm"] < summary["return_iqm_high"]
+    assert set(summary) == {*expected, "returns", "return_iqm_low", "return_iqm_high"}
+
+
+def test_broken_episodes_are_left_out_of_every_figure_but_their_own():
+    broken = np.array([False, True, False, True, False])
+    returns = np.array([1.0, -1e9, 3.0, np.nan, 5.0])
+    summary = azjax.summarize(made_up(returns, broken))
+    assert summary["episodes"] == 3
+    assert summary["nonfinite_episodes"] == 2
+    assert summary["returns"] == [1.0, 3.0, 5.0]
+    assert (summary["return_min"], summary["return_mean"], summary["return_max"]) == (1.0, 3.0, 5.0)
+    assert summary["length_mean"] == pytest.approx(12.0)
+    assert summary["terminated_fraction"] == pytest.approx(1 / 3)
+    assert np.isfinite([v for k, v in summary.items() if k != "returns"]).all()
+
+
+def test_an_evaluation_in_which_everything_broke_is_an_error():
+    with pytest.raises(ValueError, match="every evaluation episode"):
+        azjax.summarize(made_up([1.0, 2.0], [True, True]))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=60).filter(lambda x: len(x) % 4 == 0))
+def test_the_interquartile_mean_is_scipys_where_quarters_are_whole(values):
+    expected = scipy.stats.trim_mean(values, 0.25)
+    assert interquartile_mean(np.array(values)) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+def test_the_interquartile_mean_weighs_values_at_the_quartiles_by_their_part():
+    # Of 5 values the middle half covers [1.25, 3.75] fifths: 0.75 of the second, the third, 0.75 of the fourth.
+    assert interquartile_mean(np.array([-100.0, 1.0, 2.0, 4.0, 100.0])) == pytest.approx((0.75 + 2 + 3) / 2.5)
+    assert interquartile_mean(np.array([7.0])) == 7.0
+    assert interquartile_mean(np.array([5.0, 1.0])) == 3.0
+    assert interquartile_mean(np.array([3.0, 1.0, 2.0])) == 2.0
+
+
+def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    """200 samples of 40 from a known distribution; its 95 % interval may miss a few more than 5 %, being small."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for n in range(200):
+        sample = generator.normal(3.0, 2.0, size=40)
+        low, high = bootstrap_interval(sample, np.mean, resamples=300, seed=n)
+        covered += low <= 3.0 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_the_bootstrap_interval_is_reproducible_and_widens_with_confidence():
+    sample = np.random.default_rng(1).normal(size=30)
+    assert bootstrap_interval(sample) == bootstrap_interval(sample)
+    narrow, wide = bootstrap_interval(sample, confidence=0.5), bootstrap_interval(sample, confidence=0.99)
+    assert wide[0] < narrow[0] < interquartile_mean(sample) < narrow[1] < wide[1]
+    assert bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)
