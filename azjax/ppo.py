@@ -98,7 +98,7 @@ class PPOConfig:
     def validate(self) -> None:
         """Raises ``ValueError``, naming field and value, for the first field that makes no sense."""
         infinity = float("inf")
-        for name, low, high in (
+        bounds: tuple[tuple[str, float, float], ...] = (
             ("learning_rate", 0.0, 1.0),
             ("gamma", 0.0, 1.0),
             ("lam", 0.0, 1.0),
@@ -112,8 +112,10 @@ class PPOConfig:
             ("epochs", 1, 10_000),
             ("minibatches", 1, 1_000_000),
             ("schedule_updates", 0, 2**31 - 1),
-            ("init_std", *map(math.exp, LOG_STD_RANGE)),  # beyond it the network would clip it
-        ):
+            # Beyond this the network would clip it.
+            ("init_std", math.exp(LOG_STD_RANGE[0]), math.exp(LOG_STD_RANGE[1])),
+        )
+        for name, low, high in bounds:
             require_number(name, getattr(self, name), low, high)
         for name, choices in (
             ("schedule", ("constant", "linear", "cosine", "adaptive-kl")),

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from azjax.batching import jaxprs, list_fallbacks, minor_vmap
+from azjax.batching import interpreter, jaxprs, list_fallbacks, minor_vmap
 from azjax.batching.jaxprs import UnknownForm
 
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
 arrays_of_rank = lambda low, high=3: st.lists(st.integers(1, 4), min_size=low, max_size=high).map(tuple)  # noqa: E731
 batches = st.sampled_from([1, 3, 5])
 few = functools.partial(settings, deadline=None, derandomize=True, print_blob=True)
+
+
+vmap_last = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
 
 
 def normal(shape, seed=0):
@@ -42,17 +45,11 @@ def assert_same(actual, expected, rtol=1e-5, atol=1e-5):
             np.testing.assert_array_equal(left, right, err_msg=place)
 
 
-def run_quickly(function, *arguments):
-    """Under jit, with little optimisation: compilation is most of the time here."""
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
-
-
 def check(function, *arguments, fallbacks=None, **tolerances):
     """Compares with `jax.vmap` under jit; `fallbacks`, if given, is the expected number of them."""
     noted = []
-    actual = run_quickly(minor_vmap(function, fallbacks=noted), *arguments)
-    expected = run_quickly(jax.vmap(function, in_axes=-1, out_axes=-1), *arguments)
+    actual = jax.jit(minor_vmap(function, fallbacks=noted))(*arguments)
+    expected = jax.jit(vmap_last(function))(*arguments)
     assert_same(actual, expected, **tolerances)
     if fallbacks is not None:
         assert len(noted) == fallbacks, noted
@@ -246,6 +243,39 @@ def test_dot_general(data, batch):
     check(function, *operands, fallbacks=0, rtol=1e-3, atol=1e-3)
 
 
+@few(max_examples=8)
+@given(st.integers(1, 5), st.booleans(), st.booleans(), st.booleans(), st.booleans())
+def test_small_factorisations(size, left_side, lower, transpose_a, unit_diagonal):
+    shape = (2, size, size, 3)
+    triangle, right = normal(shape) + 2 * np.eye(size, dtype=np.float32)[..., None], normal((2, size, 2, 3), 1)
+    options = {"lower": lower, "transpose_a": transpose_a, "unit_diagonal": unit_diagonal, "left_side": left_side}
+
+    def function(triangle, right):
+        matrix = jnp.einsum("pij,pkj->pik", triangle, triangle)
+        right = right if left_side else right.swapaxes(1, 2)
+        return lax.linalg.cholesky(matrix), lax.linalg.triangular_solve(triangle, right, **options)
+
+    check(function, triangle, right, fallbacks=0, rtol=1e-3, atol=1e-3)
+
+
+def test_factorisations_fail_and_differentiate_like_jax():
+    a = normal((4, 4, 5))
+    a = np.einsum("ijb,kjb->ikb", a, a) + np.eye(4, dtype=np.float32)[..., None]
+    broken = a.copy()
+    broken[1, 1, 2] = -1.0
+    broken[3, 3, 4] = -9.0
+    check(jnp.linalg.cholesky, broken, fallbacks=0)
+
+    def loss(mapper, a, b):
+        solve = lambda a, b: jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(a), b)  # noqa: E731
+        return (mapper(solve)(a, b) ** 2).sum()
+
+    b = normal((4, 5), 1)
+    assert_same(
+        *(jax.jit(jax.grad(functools.partial(loss, m), (0, 1)))(a, b) for m in (minor_vmap, vmap_last)), rtol=1e-3
+    )
+
+
 def test_large_products():
     a, w = normal((40, 50, 3)), jnp.asarray(normal((50, 60), 1))
     check(lambda a: a @ w, a, fallbacks=0, atol=1e-3)
@@ -327,6 +357,8 @@ def test_dynamic_indexing(kind):
         i = {"known": jnp.int32(2), "shared": shared, "batched": i}[kind]
         return [
             lax.dynamic_slice(x, (i, 1), (2, 2)),
+            lax.dynamic_slice(x, (i, i), (4, 1)),
+            lax.dynamic_slice(jnp.arange(40.0), (i,), (3,)),
             lax.dynamic_update_slice(x, x[:2, :2] * 2, (i, 1)),
             x[i],
             x[jnp.stack([i, i])],
@@ -339,7 +371,7 @@ def test_dynamic_indexing(kind):
         return jax.jit(lambda x, i, shared: mapper(lambda x, i: function(x, i, shared))(x, i))
 
     ours = outer(minor_vmap)(x, start, jnp.int32(3))
-    assert_same(ours, outer(functools.partial(jax.vmap, in_axes=-1, out_axes=-1))(x, start, jnp.int32(3)))
+    assert_same(ours, outer(vmap_last)(x, start, jnp.int32(3)))
     if kind != "batched":
         assert list_fallbacks(lambda x, i: function(x, i, jnp.int32(3)), x, start) == []
 
@@ -452,7 +484,7 @@ def test_cond_and_switch():
         return minor_vmap(lambda x, y: lax.switch(i, branches, x, y))(x, y)
 
     for i in range(3):
-        expected = jax.vmap(branches[i], in_axes=-1, out_axes=-1)(x, y)
+        expected = vmap_last(branches[i])(x, y)
         assert_same(shared(x, y, i), expected)
     names = [name for name, _ in primitives(shared, x, y, 1)]
     assert "cond" in names
@@ -481,8 +513,7 @@ def test_jit_remat_and_barrier():
     x = normal((3, 4))
     check(function, x, fallbacks=0)
     loss = lambda mapper: lambda x: mapper(function)(x)[0].sum()  # noqa: E731
-    vmapped = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
-    assert_same(jax.grad(loss(minor_vmap))(x), jax.grad(loss(vmapped))(x))
+    assert_same(jax.grad(loss(minor_vmap))(x), jax.grad(loss(vmap_last))(x))
     assert any("remat" in name or "checkpoint" in name for name, _ in primitives(minor_vmap(function), x))
     check(jax.grad(lambda x: function(x)[0].sum()), x)
 
@@ -541,11 +572,10 @@ def test_custom_derivatives_are_kept(function, scale_is):
         scale = shared if scale_is == "shared" else jnp.full(2, 1.5)
         return (mapper(lambda x: function(x, scale))(x) ** 2).sum()
 
-    vmapped = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
     shared = jnp.asarray(scales[:, 0])
     ours, theirs = (
         jax.jit(jax.grad(functools.partial(loss, mapper), argnums=(0, 1, 2)))(x, scales, shared)
-        for mapper in (minor_vmap, vmapped)
+        for mapper in (minor_vmap, vmap_last)
     )
     assert_same(ours, theirs)
 
@@ -555,12 +585,11 @@ def test_custom_jvp_forward_mode_inside_loops():
         return lax.fori_loop(0, 3, lambda i, c: jax.nn.relu(odd_derivative(c, x)) + jax.nn.silu(c) + n, x)
 
     x, n = normal((2, 3)), np.array([1, 2, 3], np.int32)
-    vmapped = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
     ours, theirs = (
-        jax.jvp(lambda x: mapper(function)(x, n), (x,), (np.ones_like(x),)) for mapper in (minor_vmap, vmapped)
+        jax.jvp(lambda x: mapper(function)(x, n), (x,), (np.ones_like(x),)) for mapper in (minor_vmap, vmap_last)
     )  # noqa: B023
     assert_same(ours, theirs)
-    ours, theirs = (jax.grad(lambda x: mapper(function)(x, n).sum())(x) for mapper in (minor_vmap, vmapped))  # noqa: B023
+    ours, theirs = (jax.grad(lambda x: mapper(function)(x, n).sum())(x) for mapper in (minor_vmap, vmap_last))  # noqa: B023
     assert_same(ours, theirs)
     check(jax.grad(lambda x: function(x, 1.0).sum()), x)
 
@@ -586,21 +615,20 @@ MIXED_ARGUMENTS = (normal((3, 4)), normal((3, 4), 1)), normal((4,), 2)
 
 
 def test_composes_with_jit_grad_vmap_and_scan():
-    vmapped = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
     check(mixed, *MIXED_ARGUMENTS, fallbacks=0)
-    assert_same(minor_vmap(mixed)(*MIXED_ARGUMENTS), vmapped(mixed)(*MIXED_ARGUMENTS))  # eager
+    assert_same(minor_vmap(mixed)(*MIXED_ARGUMENTS), vmap_last(mixed)(*MIXED_ARGUMENTS))  # eager
 
     def loss(mapper, state, gain):
         return sum(leaf.sum() for leaf in jax.tree.leaves(mapper(mixed)(state, gain)))
 
     ours, theirs = (
-        jax.jit(jax.grad(functools.partial(loss, m), (0, 1)))(*MIXED_ARGUMENTS) for m in (minor_vmap, vmapped)
+        jax.jit(jax.grad(functools.partial(loss, m), (0, 1)))(*MIXED_ARGUMENTS) for m in (minor_vmap, vmap_last)
     )
     assert_same(ours, theirs)
     stacked = jax.tree.map(lambda x: np.stack([x, x + 0.3]), MIXED_ARGUMENTS)
-    assert_same(jax.jit(jax.vmap(minor_vmap(mixed)))(*stacked), jax.jit(jax.vmap(vmapped(mixed)))(*stacked))
+    assert_same(jax.jit(jax.vmap(minor_vmap(mixed)))(*stacked), jax.jit(jax.vmap(vmap_last(mixed)))(*stacked))
     twice = jax.tree.map(lambda x: np.stack([x, x + 0.3, x], -1), MIXED_ARGUMENTS)
-    assert_same(jax.jit(minor_vmap(minor_vmap(mixed)))(*twice), jax.jit(vmapped(vmapped(mixed)))(*twice))
+    assert_same(jax.jit(minor_vmap(minor_vmap(mixed)))(*twice), jax.jit(vmap_last(vmap_last(mixed)))(*twice))
 
     @functools.partial(jax.jit, static_argnums=0)
     def repeated(mapper, state, gain):
@@ -610,7 +638,7 @@ def test_composes_with_jit_grad_vmap_and_scan():
 
         return lax.scan(step, state, None, length=3)
 
-    assert_same(repeated(minor_vmap, *MIXED_ARGUMENTS), repeated(vmapped, *MIXED_ARGUMENTS))
+    assert_same(repeated(minor_vmap, *MIXED_ARGUMENTS), repeated(vmap_last, *MIXED_ARGUMENTS))
 
 
 def test_network_parameters_are_shared():
@@ -620,10 +648,9 @@ def test_network_parameters_are_shared():
     def loss(mapper, weights):
         return jnp.square(mapper(lambda x: jnp.tanh(x @ weights[0]) @ weights[1])(x)).sum()
 
-    vmapped = functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
     assert_same(
         jax.jit(jax.grad(functools.partial(loss, minor_vmap)))(weights),
-        jax.jit(jax.grad(functools.partial(loss, vmapped)))(weights), rtol=1e-4, atol=1e-4,
+        jax.jit(jax.grad(functools.partial(loss, vmap_last)))(weights), rtol=1e-4, atol=1e-4,
     )  # fmt: skip
 
 
@@ -651,7 +678,7 @@ def test_inside_shard_map():
     spec = PartitionSpec(None, "lanes"), PartitionSpec("lanes")
     outs = (spec[0], PartitionSpec(None, None, "lanes"), spec[0], spec[1], spec[0], spec[0])
     sharded = jax.jit(jax.shard_map(minor_vmap(function), mesh=mesh, in_specs=spec, out_specs=outs))
-    expected = jax.vmap(function, in_axes=-1, out_axes=-1)(x, limit)
+    expected = vmap_last(function)(x, limit)
     assert_same(sharded(x, limit), expected)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(PartitionSpec(), spec[0]), out_specs=PartitionSpec())
@@ -675,6 +702,15 @@ def test_function_is_traced_once():
 
     jax.jit(minor_vmap(function))(normal((2, 3)))
     assert calls == [(2,)]
+
+
+def test_empty_batch_and_empty_arrays():
+    check(lambda x: jnp.sin(x).sum(), normal((3, 0)))
+    check(
+        lambda x: (x @ x.T, x.sum(), x[:, :0], jnp.concatenate([x, x], 1), x.at[0].add(1.0)),
+        normal((2, 0, 3)),
+        fallbacks=0,
+    )
 
 
 def test_pytrees_and_untouched_outputs():
@@ -714,14 +750,18 @@ def test_fallbacks_are_listed():
     check(lambda x: (lax.top_k(x, 2), jnp.linalg.qr(x), jnp.fft.fft(x)), x, atol=1e-4)
 
 
-def test_unknown_programs_fall_back_with_one_warning():
-    def function(x):
-        solve = lambda b: lax.custom_linear_solve(lambda v: 2 * v, b, lambda mv, b: b / 2, lambda mv, b: b / 2)  # noqa: E731
-        return solve(x) + solve(x * 2)
-
-    with pytest.warns(UserWarning, match="custom_linear_solve") as record:
-        check(function, normal((2, 3)), fallbacks=2)
+def test_unknown_programs_fall_back_with_one_warning(monkeypatch):
+    monkeypatch.delitem(interpreter.RULES, "custom_jvp_call")
+    with pytest.warns(UserWarning, match="leaves `custom_jvp_call` to jax.vmap") as record:
+        check(lambda x: jax.nn.relu(x) + jax.nn.relu(-2 * x), normal((2, 3)), fallbacks=2)
     assert len(record) == 1
+
+
+def test_a_linear_solve_is_left_without_warning():
+    a, b = normal((9, 9, 3)) + 9 * np.eye(9, dtype=np.float32)[..., None], normal((9, 3), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(jnp.linalg.solve, a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["scan_form", "while_form", "cond_form", "gather_form"])

@@ -139,5 +139,5 @@ def test_options_survive_yaml(env: str) -> None:
     plain = to_plain(options)
     loaded = yaml.safe_load(yaml.safe_dump(plain))
     assert loaded == plain
-    again = with_changes(TrainOptions(), {k: v for k, v in loaded.items() if k not in ("schema", "ppo")} | loaded["ppo"])
-    assert again == options
+    of_run = {name: value for name, value in loaded.items() if name not in ("schema", "ppo")}
+    assert with_changes(TrainOptions(), of_run | loaded["ppo"]) == options

@@ -1,8 +1,11 @@
 """Vectorisation with the batch on the minor-most axis.
 
-`minor_vmap(f)` means `jax.vmap(f, in_axes=-1, out_axes=-1)`, but keeps the batch on the last axis of every intermediate value as
-well, inside loops too. For programs made of many small arrays, such as rigid-body physics, this is what a SIMD unit wants:
-contiguous lanes, no transposes and no batches of 3x3 matrix products.
+`minor_vmap(f)` means `jax.vmap(f, in_axes=-1, out_axes=-1)`, but keeps the batch on the last axis of every intermediate
+value as well, inside loops too. For programs made of many small arrays, such as rigid-body physics, this is what a SIMD
+unit wants: contiguous lanes, no transposes and no batches of 3x3 matrix products.
+
+Inside: `jaxprs` reads traced programs, `interpreter` walks them, `folding` evaluates what is constant, and `rules`,
+`indexing`, `linear_algebra` and `control_flow` hold one small rule per primitive.
 """
 
 from azjax.batching.api import list_fallbacks, minor_vmap

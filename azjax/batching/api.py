@@ -9,25 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from azjax.batching import control_flow, indexing, linear_algebra, rules  # noqa: F401  (they fill the table of rules)
-from azjax.batching.interpreter import Batch, call_traced, batched
+from azjax.batching.interpreter import Batch, batched, call_traced
 
 
 def minor_vmap(function: Callable[..., Any], *, fallbacks: list[str] | None = None) -> Callable[..., Any]:
     """Maps `function` over the last axis of all its arguments.
 
-    The same meaning as `jax.vmap(function, in_axes=-1, out_axes=-1)`. `function` is traced once on unbatched shapes and re-emitted
-    primitive by primitive with the batch on the last axis throughout. Primitives without a rule are left to `jax.vmap` one by one.
-    Values that `function` closes over are shared by all lanes. Composes with `jit`, `vmap`, `grad`, `scan` and `shard_map`.
+    The same meaning as `jax.vmap(function, in_axes=-1, out_axes=-1)`. `function` is traced once on unbatched shapes and
+    re-emitted primitive by primitive with the batch on the last axis throughout. Primitives without a rule are left to
+    `jax.vmap` one by one. Values that `function` closes over are shared by all lanes. Composes with `jit`, `vmap`,
+    `grad`, `scan` and `shard_map`.
 
     Args:
       function: a function of positional pytrees of arrays.
       fallbacks: if given, a list to which a line is appended for every primitive left to `jax.vmap`.
 
     Returns:
-      A function of the same signature on arrays `[..., B]`, PRNG keys `[B]` (typed) or `[2, B]` (raw), returning arrays `[..., B]`.
+      A function of the same signature on arrays `[..., B]` and PRNG keys `[B]` (typed) or `[2, B]` (raw), returning
+      arrays `[..., B]`.
 
     Raises:
-      ValueError: when called without array arguments, with a leaf that has no batch axis, or with leaves whose last axes differ.
+      ValueError: when called without array arguments, with a leaf that has no batch axis, or with leaves whose last
+        axes differ in size.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -41,6 +44,8 @@ def minor_vmap(function: Callable[..., Any], *, fallbacks: list[str] | None = No
         leaves, tree = jax.tree.flatten(arguments)
         leaves = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
         batch = Batch(_batch_size(arguments), fallbacks)
+        if batch.size == 0:
+            return jax.vmap(function, in_axes=-1, out_axes=-1)(*arguments)
         results, shapes = call_traced(lambda *flat: function(*jax.tree.unflatten(tree, flat)), batched(*leaves), batch)
         out_leaves, out_tree = jax.tree.flatten(shapes)
         arrays = [batch.full(result, leaf.shape) for result, leaf in zip(results, out_leaves, strict=True)]

@@ -1,7 +1,7 @@
 """Rules for equations that hold programs: calls, loops, branches and custom derivatives.
 
-A loop carry is batched only if a fixed point of the data flow says so: counters stay scalars, and a `while` whose predicate does
-not depend on the batch stays a plain `while`.
+A loop carry is batched only if a fixed point of the data flow says so: counters stay scalars, and a `while` whose
+predicate does not depend on the batch stays a plain `while`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,9 @@ def depends(program: Program, flags: Flags) -> list[bool]:
     for eqn in program.equations:
         inputs = [read(operand) for operand in eqn.inputs]
         results = _flow(eqn, inputs) if any(inputs) else [False] * len(eqn.outputs)
-        environment.update((variable, flag) for variable, flag in zip(eqn.outputs, results, strict=True) if variable is not None)
+        environment.update(
+            (variable, flag) for variable, flag in zip(eqn.outputs, results, strict=True) if variable is not None
+        )
     return [read(operand) for operand in program.outputs]
 
 
@@ -129,7 +131,7 @@ def _values(arrays: Sequence[Any], flags: Flags) -> list[Value]:
 
 
 class _Moving:
-    """Splits operands into trace-time constants, which stay where they are, and the rest, which becomes function arguments."""
+    """Splits operands into trace-time constants, which stay, and the rest, which becomes function arguments."""
 
     def __init__(self, inputs: Sequence[Value]):
         self.inputs = list(inputs)
@@ -177,6 +179,7 @@ def checkpoint(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Val
 
 @rule("scan")
 def scan(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Carries that no batched value reaches, such as counters, stay shared."""
     form = jaxprs.scan_form(eqn)
     flags, stacked_flags = scan_flags(form, [value.batched for value in inputs])
     last = form.num_consts + form.num_carry
@@ -190,10 +193,10 @@ def scan(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | 
         return arrays[: form.num_carry], arrays[form.num_carry :]
 
     first = _emit(carry, flags, eqn.in_avals[form.num_consts : last], batch)
-    carry, stacked = lax.scan(
+    final, stacked = lax.scan(
         step, first, [value.array for value in scanned], form.length, reverse=form.reverse, unroll=form.unroll
     )
-    return [*_values(carry, flags), *_values(stacked, stacked_flags)]
+    return [*_values(final, flags), *_values(stacked, stacked_flags)]
 
 
 @rule("while")
@@ -206,11 +209,11 @@ def while_(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] 
     avals = eqn.in_avals[second:]
     start = _emit(carry, flags, avals, batch)
 
-    def predicate(state: list[Any]) -> Any:
+    def predicate(state: Sequence[Any]) -> Any:
         (result,) = run(form.predicate, [*predicate_consts, *_values(state, flags)], batch)
         return batch.full(result, ()) if per_lane else result.array
 
-    def body(state: list[Any]) -> list[Any]:
+    def body(state: Sequence[Any]) -> Sequence[Any]:
         return _emit(run(form.body, [*body_consts, *_values(state, flags)], batch), flags, avals, batch)
 
     if not per_lane:
@@ -381,5 +384,7 @@ def _call_grouped(
     function: Callable[[list[Any], list[Any]], Any], points: list[Value], directions: list[Value], batch: Batch
 ) -> list[Value]:
     count = len(points)
-    results, _ = call_traced(lambda *flat: function(list(flat[:count]), list(flat[count:])), [*points, *directions], batch)
+    results, _ = call_traced(
+        lambda *flat: function(list(flat[:count]), list(flat[count:])), [*points, *directions], batch
+    )
     return results

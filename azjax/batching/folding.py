@@ -1,8 +1,8 @@
 """Evaluation of equations whose operands are all known while tracing, in numpy where its result is exactly XLA's.
 
-Indices reach gather and scatter through chains of small integer equations (`lt`, `add`, `select_n`, `broadcast_in_dim`, ...). Folding
-them in numpy keeps tracing fast; anything outside the table is evaluated eagerly by JAX if it is an integer (it may be an index)
-and is otherwise left to XLA.
+Indices reach gather and scatter through chains of small integer equations (`lt`, `add`, `select_n`, `broadcast_in_dim`,
+...). Folding them in numpy keeps tracing fast; some others are evaluated eagerly by JAX if their results are integers
+(they may be indices); the rest is left to XLA.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,11 +41,14 @@ def _fold_eagerly(eqn: Equation, arrays: Sequence[np.ndarray]) -> list[np.ndarra
         return [np.asarray(result) for result in eqn.call(*arrays)]
 
 
-_EAGER = frozenset(
-    "sort argmax argmin div rem pow integer_pow sign shift_left shift_right_logical shift_right_arithmetic"
-    " population_count clz reduce_xor cumsum cumprod cummax cummin dynamic_update_slice scatter scatter_add dot_general"
-    " floor ceil round is_finite select_n while scan".split()
-)
+# fmt: off
+_EAGER = frozenset({
+    "sort", "argmax", "argmin", "div", "rem", "pow", "integer_pow", "sign", "shift_left", "shift_right_logical",
+    "shift_right_arithmetic", "population_count", "clz", "reduce_xor", "cumsum", "cumprod", "cummax", "cummin",
+    "dynamic_update_slice", "scatter", "scatter_add", "dot_general", "floor", "ceil", "round", "is_finite",
+    "select_n", "while", "scan",
+})
+# fmt: on
 
 
 def _broadcast_in_dim(params: Any, array: np.ndarray, *_: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Rules for gather, scatter and dynamic slices: static slices where the indices are known while tracing."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,12 @@ MAX_SLICES = 64
 """A gather or scatter with known indices that needs more slices than this stays one."""
 
 MAX_STARTS = 8
-"""A dynamic slice whose start differs between lanes is a choice among static slices if there are at most this many more than one."""
+"""A dynamic slice whose start differs between lanes, by up to this much, is a choice among static slices."""
 
 
 @rule("dynamic_slice")
 def dynamic_slice(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """A static slice if the start is known, a dynamic one if the lanes share it, else a choice of few slices."""
     array, *starts = inputs
     sizes = eqn.params["slice_sizes"]
     if any(start.batched for start in starts):
@@ -50,6 +52,7 @@ def _select_slice(eqn: Equation, value: Value, starts: Sequence[Value], batch: B
 
 @rule("dynamic_update_slice")
 def dynamic_update_slice(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The start must be shared by all lanes."""
     array, update, *starts = inputs
     if any(start.batched for start in starts):
         return None
@@ -68,6 +71,7 @@ def _with_zero(starts: Sequence[Value]) -> list[Any]:
 
 @rule("gather")
 def gather(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Slices if the indices are known, one gather of whole batches if the lanes share them."""
     operand, indices = inputs
     if indices.batched:
         return None
@@ -112,6 +116,7 @@ _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
 
 @rule(*_COMBINE)
 def scatter(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Slices if the indices are known, one scatter of whole batches if the lanes share them."""
     operand, indices, updates = inputs
     if indices.batched:
         return None
@@ -130,7 +135,7 @@ def scatter(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]
 
 
 def _spans(moves: Plan) -> list[tuple[int, int, list[int]]]:
-    """Target rows `start..end` that take updates the same way: update rows `sources` at `start`, one further for each next row."""
+    """Target rows `start..end` alike: `start` takes the update rows `sources`, each next row those one further on."""
     sources: list[list[int]] = [[] for _ in range(moves.extent)]
     for update, row in enumerate(moves.rows):
         if row >= 0:
@@ -154,9 +159,8 @@ def _put(
     new = lax.reshape(source, (moves.before, len(moves.rows), moves.after, batch.size))
     pieces = []
     for start, end, sources in spans:
-        piece = None if zero and sources else lax.slice_in_dim(old, start, end, axis=1)
-        for first in sources:
-            update = lax.slice_in_dim(new, first, first + end - start, axis=1)
-            piece = update if piece is None else combine(piece, update)
-        pieces.append(piece)
+        parts = [lax.slice_in_dim(new, first, first + end - start, axis=1) for first in sources]
+        if not (zero and sources):
+            parts.insert(0, lax.slice_in_dim(old, start, end, axis=1))
+        pieces.append(functools.reduce(combine, parts))
     return pieces[0] if len(pieces) == 1 else lax.concatenate(pieces, 1)

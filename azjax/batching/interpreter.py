@@ -17,6 +17,9 @@ from azjax.batching.jaxprs import Equation, Literal, Program, UnknownForm
 FOLD_LIMIT = 1 << 16
 """Constants with more elements than this are left to XLA."""
 
+LEFT_QUIETLY = frozenset({"custom_linear_solve"})
+"""Primitives that hold programs and are left to `jax.vmap` on purpose; any other one is worth a warning."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
@@ -32,6 +35,7 @@ class Value:
 
     @property
     def constant(self) -> bool:
+        """Known while tracing."""
         return not self.batched and isinstance(self.array, np.ndarray)
 
 
@@ -76,6 +80,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def batched(*arrays: Any) -> list[Value]:
+    """Values of arrays whose last axis is the batch."""
     return [Value(array, True) for array in arrays]
 
 
@@ -121,7 +126,7 @@ def evaluate(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value
             results = None
         if results is not None:
             return results
-    elif eqn.has_programs():
+    elif eqn.has_programs() and eqn.name not in LEFT_QUIETLY:
         batch.warn(eqn.name, "it holds programs and has no rule")
     return fall_back(eqn, inputs, batch)
 
@@ -152,8 +157,9 @@ def fall_back(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Valu
 def settle(array: Any) -> Any:
     """The same array, written to memory before anything else reads it (on a CPU; elsewhere a no-op).
 
-    `jax.vmap` transposes the operands of what is left to it, and XLA:CPU fuses such a transposition with the arithmetic before it,
-    which then runs across the lanes, up to twenty times slower. A loop is the one thing XLA does not fuse through.
+    `jax.vmap` transposes the operands of what is left to it, and XLA:CPU fuses such a transposition with the arithmetic
+    before it, which then runs across the lanes, up to twenty times slower. A loop is the one thing XLA does not fuse
+    through; the barrier keeps JAX from seeing that the loop copies.
     """
     elements = array.size // max(array.shape[-1], 1)
     if elements < 2 or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):

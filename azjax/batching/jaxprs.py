@@ -1,7 +1,8 @@
 """Everything that looks inside a jaxpr: the only file to touch when a release of JAX renames a parameter.
 
-The rest of the package sees `Program` (a closed jaxpr without dead equations), `Equation` and three small "forms" (scan, while, cond).
-What cannot be read here raises `UnknownForm`, which makes the caller hand that one equation to `jax.vmap`.
+The rest of the package sees `Program` (a closed jaxpr without dead equations), `Equation` and a few "forms" (of scan,
+while, cond, gather, scatter). What cannot be read here raises `UnknownForm`, which makes the caller hand that one
+equation to `jax.vmap`.
 """
 
 import dataclasses
@@ -110,7 +111,8 @@ def program(jaxpr: Any) -> Program:
 
 def _operand(atom: Any) -> Any:
     if isinstance(atom, jex_core.Literal):
-        return Literal(np.asarray(atom.val, dtype=atom.aval.dtype))
+        aval: Any = atom.aval
+        return Literal(np.asarray(atom.val, dtype=aval.dtype))
     return atom
 
 
@@ -170,6 +172,7 @@ class ScanForm:
 
 
 def scan_form(eqn: Equation) -> ScanForm:
+    """Reads a `scan`."""
     params = eqn.params
     if "num_consts" in params:
         num_consts, num_carry = params["num_consts"], params["num_carry"]
@@ -194,6 +197,7 @@ class WhileForm:
 
 
 def while_form(eqn: Equation) -> WhileForm:
+    """Reads a `while`."""
     params = eqn.params
     return WhileForm(
         program(params["cond_jaxpr"]), program(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"]
@@ -212,9 +216,8 @@ class CondForm:
 
 
 def cond_form(eqn: Equation) -> CondForm:
-    return CondForm(
-        tuple(program(branch) for branch in eqn.params["branches"]), eqn.params.get("branches_platforms")
-    )
+    """Reads a `cond`."""
+    return CondForm(tuple(program(branch) for branch in eqn.params["branches"]), eqn.params.get("branches_platforms"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -242,6 +245,7 @@ def _ints(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def gather_form(params: Params) -> WindowForm:
+    """Reads a `gather`."""
     numbers, mode = params["dimension_numbers"], _mode(params)
     try:
         return WindowForm(
@@ -257,6 +261,7 @@ def gather_form(params: Params) -> WindowForm:
 
 
 def scatter_form(params: Params) -> WindowForm:
+    """Reads a `scatter` of any kind."""
     numbers, mode = params["dimension_numbers"], _mode(params)
     try:
         return WindowForm(

@@ -12,7 +12,7 @@ from azjax.batching.interpreter import Batch, Value, batched, rule
 from azjax.batching.jaxprs import Equation
 
 LARGEST_MATRIX = 8
-"""Larger matrices are left to `jax.vmap`, that is to LAPACK: unrolled recurrences compile slowly and leave the cache."""
+"""Larger matrices are left to `jax.vmap`, that is to LAPACK: long unrolled recurrences compile and run slowly."""
 
 
 @rule("cholesky")
@@ -27,7 +27,7 @@ def cholesky(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value
 def _cholesky(matrix: Any) -> Any:
     """Lower factor of `[..., n, n, B]`."""
     columns: list[Any] = []  # column k from row k on: [..., n - k, B]
-    pivot = None
+    pivot = matrix[..., 0, :1, :]
     for j in range(matrix.shape[-2]):
         column = matrix[..., j:, j, :]
         for k, done in enumerate(columns):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from azjax.batching.interpreter import Batch, Value, batched, rule
+from azjax.batching.interpreter import Batch, Value, batched, rule, settle
 from azjax.batching.jaxprs import Equation
 
 LONGEST_CONTRACTION = 128
@@ -16,15 +16,32 @@ ELEMENTWISE_DOT = 1 << 16
 """Two batched operands: products up to this many multiply-adds per lane are done element-wise."""
 ELEMENTWISE_DOT_SHARED = 1 << 8
 """One batched operand: larger matrices are multiplied as such, with the batch as a free dimension."""
+SHORT_CONTRACTION = 8
+"""Contractions up to this length are unrolled into multiply-adds, which fuse with what follows.
+
+A longer one is unrolled only if the product has more entries than terms each (a reduction would run up to ten times
+slower on a CPU); a longer one with few entries is a reduction, because XLA:CPU would recompute the unrolled sum for
+every element that uses it.
+"""
+COSTLY_PRODUCT = 1 << 10
+"""Unrolled products of more multiply-adds are written to memory at once, so that nothing recomputes them."""
 
 
-@rule(
-    *"""abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clz complex conj convert_element_type
-    copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag
-    integer_pow is_finite le lgamma log log1p logistic lt max min mul ne neg nextafter not or polygamma population_count pow random_gamma_grad real
-    reduce_precision regularized_incomplete_beta rem round rsqrt shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-    sqrt square stop_gradient sub tan tanh xor zeta""".split()
+# fmt: off
+ELEMENTWISE = (
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e",
+    "bessel_i1e", "cbrt", "ceil", "clz", "complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
+    "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic",
+    "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow",
+    "random_gamma_grad", "real", "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
+    "stop_gradient", "sub", "tan", "tanh", "xor", "zeta",
 )
+# fmt: on
+
+
+@rule(*ELEMENTWISE)
 def elementwise(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     """Same shapes on all sides, up to scalars next to arrays."""
     shape = eqn.out_avals[0].shape
@@ -46,13 +63,15 @@ def _aligned(value: Value, own: Sequence[int], shape: Sequence[int], batch: Batc
 
 @rule("bitcast_convert_type")
 def bitcast(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Same width on both sides, else a dimension appears or goes."""
     if eqn.in_avals[0].shape != eqn.out_avals[0].shape:
-        return None  # the width changes: a dimension appears or goes
+        return None
     return batched(*eqn.bind(inputs[0].array))
 
 
 @rule("select_n")
 def select_n(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The predicate may be a scalar next to arrays."""
     shape = eqn.out_avals[0].shape
     which = _aligned(inputs[0], eqn.in_avals[0].shape, shape, batch)
     return batched(*eqn.bind(which, *(batch.full(case, shape) for case in inputs[1:])))
@@ -60,6 +79,7 @@ def select_n(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value
 
 @rule("clamp")
 def clamp(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The bounds may be scalars next to an array."""
     shape = eqn.out_avals[0].shape
     low, x, high = (_aligned(value, aval.shape, shape, batch) for value, aval in zip(inputs, eqn.in_avals, strict=True))
     return batched(*eqn.bind(low, batch.full(inputs[1], shape) if np.ndim(x) == 0 else x, high))
@@ -75,7 +95,9 @@ def each(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | 
 
 
 @rule("pvary", "pcast", "rev", "squeeze", "expand_dims", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
-@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin")
+@rule(
+    "reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"
+)
 def leading(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     """Parameters that name dimensions counted from the front need no change."""
     return batched(*eqn.bind(inputs[0].array))
@@ -83,12 +105,14 @@ def leading(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]
 
 @rule("broadcast_in_dim")
 def broadcast_in_dim(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The batch is one more dimension."""
     shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
     return batched(lax.broadcast_in_dim(inputs[0].array, (*shape, batch.size), (*map(int, dims), len(shape))))
 
 
 @rule("reshape")
 def reshape(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The batch is one more dimension."""
     if eqn.params["dimensions"] is not None:
         return None
     return batched(lax.reshape(inputs[0].array, (*eqn.params["new_sizes"], batch.size)))
@@ -96,12 +120,14 @@ def reshape(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value]
 
 @rule("transpose")
 def transpose(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The batch stays last."""
     permutation = eqn.params["permutation"]
     return batched(eqn.bind(inputs[0].array, permutation=(*permutation, len(permutation)))[0])
 
 
 @rule("slice")
 def slice_(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The whole batch."""
     params = eqn.params
     strides = params["strides"]
     return batched(
@@ -116,26 +142,33 @@ def slice_(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] 
 
 @rule("concatenate", "stack")
 def concatenate(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
-    return batched(*eqn.bind(*(batch.full(value, aval.shape) for value, aval in zip(inputs, eqn.in_avals, strict=True))))
+    """All operands must be batched."""
+    return batched(
+        *eqn.bind(*(batch.full(value, aval.shape) for value, aval in zip(inputs, eqn.in_avals, strict=True)))
+    )
 
 
 @rule("unstack")
 def unstack(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Along a dimension counted from the front."""
     return batched(*eqn.bind(inputs[0].array)) if eqn.params["axis"] >= 0 else None
 
 
 @rule("split")
 def split(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Along a dimension counted from the front."""
     return batched(*eqn.bind(inputs[0].array))
 
 
 @rule("tile")
 def tile(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The batch once."""
     return batched(*eqn.bind(inputs[0].array, reps=(*eqn.params["reps"], 1)))
 
 
 @rule("pad")
 def pad(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """The padding value must be shared by all lanes."""
     if inputs[1].batched:
         return None
     array = batch.full(inputs[0], eqn.in_avals[0].shape)
@@ -144,6 +177,7 @@ def pad(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | N
 
 @rule("sort")
 def sort(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """Along a dimension counted from the front; all operands must be batched."""
     shape = eqn.in_avals[0].shape
     return batched(*eqn.bind(*(batch.full(value, shape) for value in inputs)))
 
@@ -178,14 +212,15 @@ def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
         placed = [*own, *ones] if side == 0 else [*ones, *own]
         array = lax.reshape(array, (*(shape[d] for d in parallel[side]), *placed, length, lanes))
         sides.append(array.astype(eqn.out_avals[0].dtype))
-    return batched(_multiply_add(*sides, length))
+    wide = matrix // max(length, 1) > length
+    if length > SHORT_CONTRACTION and not wide:
+        return batched(jnp.sum(sides[0] * sides[1], axis=-2))
+    product = _multiply_add(sides[0], sides[1], length)
+    return batched(settle(product) if matrix > COSTLY_PRODUCT else product)
 
 
 def _multiply_add(left: Any, right: Any, length: int) -> Any:
-    """Sum of products over the last axis but one; size-one axes broadcast.
-
-    Unrolled: a reduction over an axis that is not the last one is up to ten times slower on a CPU.
-    """
+    """Sum of products over the last axis but one; size-one axes broadcast."""
     total = None
     for k in range(length):
         product = left[..., k, :] * right[..., k, :]

@@ -7,9 +7,7 @@ import numpy as np
 from azjax.batching.jaxprs import WindowForm
 
 
-def window_positions(
-    shape: Sequence[int], indices: np.ndarray, sizes: Sequence[int], form: WindowForm
-) -> np.ndarray:
+def window_positions(shape: Sequence[int], indices: np.ndarray, sizes: Sequence[int], form: WindowForm) -> np.ndarray:
     """Flat operand positions read by a gather (written by a scatter), in the layout of its result (its updates).
 
     Args:
@@ -58,8 +56,8 @@ def scatter_sizes(shape: Sequence[int], update_shape: Sequence[int], form: Windo
 class Plan:
     """A static move along one (possibly merged) axis.
 
-    The operand is seen as `[before, extent, after]`, the moved elements as `[before, len(rows), after]`; element j of the middle axis
-    is row `rows[j]` of the operand, or out of bounds if that is negative.
+    The operand is seen as `[before, extent, after]`, the moved elements as `[before, len(rows), after]`; element j of
+    the middle axis is row `rows[j]` of the operand, or out of bounds if that is negative.
     """
 
     def __init__(self, before: int, extent: int, after: int, rows: np.ndarray):
@@ -70,7 +68,7 @@ class Plan:
 def plan(shape: Sequence[int], positions: np.ndarray) -> Plan:
     """The way to see `positions` as rows along one merged axis that needs the fewest slices."""
     count = int(np.prod(shape, dtype=np.int64))
-    best = None
+    candidates = []
     for first in range(len(shape) + 1):
         for last in range(first, len(shape) + 1):
             before, after = int(np.prod(shape[:first])), int(np.prod(shape[last:]))
@@ -81,16 +79,14 @@ def plan(shape: Sequence[int], positions: np.ndarray) -> Plan:
             rows = grid[0, :, 0] // after
             inside = rows >= 0
             whole = np.arange(count).reshape(before, extent, after)
-            if (
+            matches = (
                 (rows < extent).all()
                 and np.array_equal(whole[:, rows[inside], :], grid[:, inside])
                 and (grid[:, ~inside] < 0).all()
-            ):
-                candidate = Plan(before, extent, after, rows)
-                if best is None or len(candidate.runs) < len(best.runs):
-                    best = candidate
-    assert best is not None  # the whole operand merged into one axis always matches
-    return best
+            )
+            if matches:  # it does at the latest when all axes are merged into one
+                candidates.append(Plan(before, extent, after, rows))
+    return min(candidates, key=lambda candidate: len(candidate.runs))
 
 
 def arithmetic_runs(rows: np.ndarray) -> list[tuple[int, int, int]]:

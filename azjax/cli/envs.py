@@ -46,7 +46,8 @@ def run(args: Sequence[str], prog: str) -> int:
             "yes" if fact["preset"] else "",
         )
     console = Console()
-    console.print(table, width=max(console.width, 110))
+    console.width = max(console.width, 110)  # a narrow terminal wraps lines, which is better than to lose their ends
+    console.print(table)
     return 0
 
 

@@ -56,7 +56,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = N
             raise
         # A misspelt flag takes the value meant for it from what follows; it is the better thing to complain about.
         unknown = [word for word in args if _is_flag(word) and _flag(word) not in flags_of(cls)]
-        message = _unknown(cls, unknown[0], prog) if unknown else _one_line(errors.getvalue(), prog)
+        message = _unknown(cls, unknown[0], prog) if unknown else _one_line(errors.getvalue(), args, prog)
         raise ConfigError(message) from None
     if unknown:
         raise ConfigError(_unknown(cls, unknown[0], prog))
@@ -97,7 +97,7 @@ def flags_of(cls: type) -> set[str]:
     return flags
 
 
-def _one_line(box: str, prog: str) -> str:
+def _one_line(box: str, args: Sequence[str], prog: str) -> str:
     """The message inside the box that tyro prints, without its title, frame and help text."""
     message: list[str] = []
     for line in [_FRAME.sub("", line).strip() for line in box.splitlines()][1:]:
@@ -106,6 +106,8 @@ def _one_line(box: str, prog: str) -> str:
         elif message:
             break
     text = " ".join(" ".join(message).split())
+    for word in args:  # a value that the box broke across lines is put together again
+        text = re.sub("'" + r"\s?".join(map(re.escape, word)) + "'", repr(word).replace("\\", r"\\"), text)
     for pattern, plain in _PLAINLY:
         text = re.sub(pattern, plain, text)
     return f"{text.removesuffix('.') or 'this command line can not be read'}; see {prog} --help"

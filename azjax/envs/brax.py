@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import io
 import logging
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from azjax.config import require, require_number
 from azjax.envs.base import EnvState
+from azjax.envs.compat import SHALLOW, barriers_in_mjx, old_clip_in_fluid, tree_depth
 from azjax.envs.scene import Scene, scene_from_brax
 from azjax.types import ActionSpec, Array, Box, Key, ObservationSpec
 
@@ -119,34 +119,6 @@ def scale_system(system: Any, factors: Mapping[str, Array]) -> Any:
     )
 
 
-class _NumpyWithOldClip:
-    """``jax.numpy`` whose ``clip`` still takes ``a_min`` and ``a_max``."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(jnp, name)
-
-    @staticmethod
-    def clip(x: Array, a_min: Any = None, a_max: Any = None) -> Array:
-        return jnp.clip(x, a_min, a_max)
-
-
-_FLUID_LOCK = threading.RLock()
-
-
-@contextlib.contextmanager
-def _old_clip_in_fluid() -> Iterator[None]:
-    """Lets ``brax.fluid`` of 0.14.2 be traced: it calls ``jnp.clip(a_min=)``, an argument that jax 0.10 removed."""
-    from brax import fluid
-
-    with _FLUID_LOCK:
-        original = fluid.jp
-        fluid.jp = _NumpyWithOldClip()
-        try:
-            yield
-        finally:
-            fluid.jp = original
-
-
 class BraxEnvironment:
     """A Brax environment, or an object that looks like one, behind azjax's protocol.
 
@@ -236,8 +208,11 @@ class BraxEnvironment:
         # TF32 on recent GPUs ruins contact physics, so the precision is stated rather than left to the platform.
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.default_matmul_precision("highest"))
-            if getattr(getattr(self._env, "sys", None), "enable_fluid", False):
-                stack.enter_context(_old_clip_in_fluid())
+            system = getattr(self._env, "sys", None)
+            if getattr(system, "enable_fluid", False):
+                stack.enter_context(old_clip_in_fluid())
+            if self.backend == "mjx" and system is not None and tree_depth(system.body_parentid) > SHALLOW:
+                stack.enter_context(barriers_in_mjx())
             yield
 
     def _state(self, inner: Any, params: Any, done: Array) -> EnvState:

@@ -22,18 +22,26 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_free(path)
         try:
-            require(not path.exists() or path.is_dir(), f"run folder {path} is a file; choose another --run")
             path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
         except OSError as error:
             raise ConfigError(f"run folder {path} can't be made: {error.strerror}; choose another --run") from error
-        require(not occupied, f"run folder {path} is not empty; choose another --run or remove it")
         require(os.access(path, os.W_OK), f"run folder {path} can't be written; choose another --run")
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder."""
         return self.path / name
+
+
+def check_free(path: Path) -> None:
+    """Raises ``ConfigError`` unless there is nothing at ``path``, or an empty folder."""
+    try:
+        require(not path.exists() or path.is_dir(), f"run folder {path} is a file; choose another --run")
+        occupied = path.exists() and any(path.iterdir())
+    except OSError as error:
+        raise ConfigError(f"run folder {path} can't be used: {error.strerror}; choose another --run") from error
+    require(not occupied, f"run folder {path} is not empty; choose another --run or remove it")
 
 
 def check_output(path: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 
 def series(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float], list[float]]:
@@ -18,6 +15,12 @@ def series(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[f
 
 def plot_curves(path: Path, records: list[dict[str, Any]], *, title: str) -> None:
     """Writes the learning curve: episode return against environment steps and against seconds of training."""
+    # Imported late: it takes long, only this needs it, and on a new machine it talks about its font cache.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)

@@ -22,7 +22,7 @@ from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summar
 from azjax.ppo import ppo
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import MetricsFile, RunFolder, read_metrics, write_json, write_text
+from azjax.runs.folder import MetricsFile, RunFolder, check_free, read_metrics, write_json, write_text
 from azjax.runs.options import TrainOptions, resolve, to_plain
 from azjax.runs.plots import plot_curves
 from azjax.runs.policy import save_policy
@@ -68,6 +68,8 @@ def train(options: TrainOptions) -> RunResult:
     started = time.monotonic()
     options = resolve(options)
     options.validate()
+    path = options.run or default_folder(options)
+    check_free(path)
     if options.deterministic:
         machine.ask_for_determinism()
     machine.split_host(options.fits, options.devices)
@@ -80,7 +82,7 @@ def train(options: TrainOptions) -> RunResult:
     learner = ppo(options.ppo, axis_name=AXIS)
     # Whether the learner fits the environment (names of observations) must be known before anything is written.
     jax.eval_shape(lambda key: learner.init(key, env.observation_spec, env.action_spec), jax.random.key(0))
-    folder = RunFolder(options.run or default_folder(options))
+    folder = RunFolder(path)
     write_text(folder.file("config.yaml"), yaml.safe_dump(to_plain(options), sort_keys=False))
     with RunConsole(options.updates * options.env_steps_per_update, quiet=options.quiet) as console:
         console.say(describe(options, devices))
