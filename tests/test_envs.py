@@ -31,7 +31,7 @@ SIZES = {  # observation and action, as measured on brax 0.14.2
     "inverted_pendulum": (4, 1),
     "pusher": (23, 7),
     "reacher": (11, 2),
-    "swimmer": (11, 2),
+    "swimmer": (8, 2),
     "walker2d": (17, 6),
 }
 

@@ -100,8 +100,9 @@ def test_evaluation_stops_when_all_lanes_are_done_and_not_before():
     jax.block_until_ready(played)
     jax.effects_barrier()
     assert len(set(played.length.tolist())) > 2
-    assert env.steps % LANES == 0
-    assert env.steps // LANES == int(played.length.max()) <= 7
+    longest = int(played.length.max())
+    assert env.steps in (longest, longest * LANES)  # as vmap calls back once, or once a lane
+    assert longest <= 7
     assert played.terminated.all()
 
 
@@ -120,7 +121,7 @@ def test_action_repeat_counts_environment_steps(repeat):
 
 def policy_of(deterministic: bool) -> tuple[Any, Any]:
     learner = azjax.ppo(azjax.PPOConfig(policy_hidden=(8,), value_hidden=(8,)))
-    state = jax.jit(lambda key: learner.init(key, toy_envs.float_spec(1), azjax.Box(1)))(jax.random.key(0))
+    state = learner.init(jax.random.key(0), toy_envs.float_spec(1), azjax.Box(1))
     evaluate = azjax.make_evaluator(
         toy_envs.Target(), learner.act, lanes=LANES, deterministic=deterministic, vectorize=plain_vmap
     )

@@ -141,7 +141,7 @@ def recorded_gradients(epochs: int = 1, minibatches: int = 1, batch: Any = None,
 def learner_of(config: azjax.PPOConfig, action_spec: Any = BOX) -> Any:
     """Learner, initial state, and its functions compiled."""
     learner = azjax.ppo(config)
-    state = jax.jit(lambda key: learner.init(key, SPEC, action_spec))(jax.random.key(0))
+    state = learner.init(jax.random.key(0), SPEC, action_spec)
     compiled = learner._replace(
         act=jax.jit(
             jax.vmap(learner.act, in_axes=(None, 0, None, 0)),
@@ -214,7 +214,7 @@ def test_the_ratio_of_the_first_minibatch_is_1_as_the_normaliser_is_updated_afte
 
 
 def test_the_normaliser_sees_each_observation_once_whatever_the_epochs():
-    config = azjax.PPOConfig(epochs=2, minibatches=2, **SMALL, init_std=3.0)
+    config = azjax.PPOConfig(learning_rate=1e-2, epochs=2, minibatches=2, **SMALL, init_std=3.0)
     learner, state = learner_of(config)
     rollouts = [rollout_of(learner, state, seed=n) for n in range(2)]
     for n, rollout in enumerate(rollouts):
@@ -411,7 +411,7 @@ def test_masked_entries_take_no_part_whatever_is_in_them():
 
 
 def test_a_masked_observation_that_is_not_finite_reaches_no_gradient():
-    config = azjax.PPOConfig(epochs=1, minibatches=1, **SMALL)
+    config = azjax.PPOConfig(learning_rate=1e-2, epochs=2, minibatches=2, **SMALL, init_std=3.0)
     learner, state = learner_of(config)
     batch = learner.estimate(state, rollout_of(learner, state))
     mask = jnp.arange(4) != 2
@@ -740,7 +740,7 @@ def test_no_two_leaves_of_a_fresh_state_share_a_buffer():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["batch", "minibatch", "none"])
+@pytest.mark.parametrize("mode", ["batch", "minibatch"])
 def test_devices_that_share_a_batch_learn_what_one_learns_from_all_of_it(mode):
     """Exact also where their masks differ: a mean over all entries is no mean of the devices' means."""
     settings = {"advantage_normalization": mode, "normalize_returns": True, "epochs": 2, "learning_rate": 1e-3}

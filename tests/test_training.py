@@ -129,7 +129,10 @@ def test_the_next_observation_is_the_final_one_unless_the_lane_ended_and_then_a_
         following, final = rollout.observation[1:], rollout.final_observation[:-1]
         np.testing.assert_array_equal(following[~over[:-1]], final[~over[:-1]])
         assert (following[over[:-1]][:, 0] == 0).all()
-        assert (following[over[:-1]][:, 1] != final[over[:-1]][:, 1]).all()
+        same_start = following[over[:-1]][:, 1] == final[over[:-1]][:, 1]
+        # A start may follow itself only where the pool of four has wrapped: by chance once in four.
+        assert same_start.mean() < 0.25
+        assert metrics.reset_reuse.sum() > 0 or not same_start.any()
         previous = metrics.learner["rollout"]
 
 
@@ -284,7 +287,7 @@ def test_truncations_bootstrap_the_value_of_the_final_observation(ppo_updates):
 def test_broken_lanes_leave_the_learner_finite(ppo_updates):
     updates, state = ppo_updates
     assert sum(int(metrics.nonfinite_lanes) for _, metrics in updates) > 0
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.learner.params, state.learner.optimizer)))
     for _, metrics in updates:
         assert float(metrics.learner["skipped"]) == 0.0
     # The broken rows never reached the batch: their observations are the last finite ones.
@@ -331,13 +334,15 @@ def test_seeds_under_vmap_equal_separate_runs(ppo_program):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vectorize", [plain_vmap, azjax.minor_vmap], ids=["plain", "minor"])
-def test_the_step_is_traced_exactly_once_and_its_argument_donated(vectorize):
-    """On an environment whose reset is weakly typed, carries a key, and writes into its caller's dicts."""
+@pytest.mark.parametrize(
+    ("vectorize", "learner"),
+    [(plain_vmap, azjax.ppo(azjax.PPOConfig(**TINY))), (azjax.minor_vmap, toy_envs.idle())],
+    ids=["plain", "minor"],
+)
+def test_the_step_is_traced_exactly_once_and_its_argument_donated(vectorize, learner):
+    """On an environment whose numbers are weakly typed, which carries a key and writes into its caller's dicts."""
     env = azjax.make_env(toy_envs.BraxCounter(3), episode_length=5)
-    trainer = azjax.make_trainer(
-        env, azjax.ppo(azjax.PPOConfig(**TINY)), lanes=8, rollout_length=4, vectorize=vectorize
-    )
+    trainer = azjax.make_trainer(env, learner, lanes=8, rollout_length=4, vectorize=vectorize)
     chex.clear_trace_counter()
     counted = trainer._replace(step=chex.assert_max_traces(trainer.step, n=1))
     compiled = azjax.compile(counted, updates_per_call=3)
@@ -433,8 +438,12 @@ def test_parameters_are_equal_for_every_device_count(count, on_devices, require_
     require_devices(count)
     one, _, _ = on_devices(1)
     many, _, _ = on_devices(count)
-    assert_close(many.learner.params, one.learner.params, rtol=1e-4, atol=1e-6)
-    assert_close(many.learner.return_statistics, one.learner.return_statistics, rtol=1e-4, atol=1e-6)
+    assert_close(many.learner.params.network, one.learner.params.network, rtol=1e-4, atol=1e-6)
+    for a, b in (
+        (many.learner.params.statistics, one.learner.params.statistics),
+        (many.learner.return_statistics, one.learner.return_statistics),
+    ):
+        assert_close((a.mean, a.variance), (b.mean, b.variance), rtol=1e-4, atol=1e-6)
     assert azjax.counter_to_int(many.learner.params.statistics.count) == 3 * 32 * 6
     assert azjax.counter_to_int(many.env_steps) == 3 * 32 * 6
 
@@ -546,7 +555,7 @@ def learn(env: Any, updates: int, **settings: Any) -> Any:
     learner = azjax.ppo(config)
     trainer = azjax.make_trainer(env, learner, lanes=64, rollout_length=4, reset_pool=256, vectorize=plain_vmap)
     compiled = azjax.compile(trainer, updates_per_call=updates)
-    state, metrics = compiled.step(compiled.init(jax.random.key(0)))
+    state, metrics = compiled.step(trainer.init(jax.random.key(0)))
 
     def value(observation: Any) -> np.ndarray:
         normal = azjax.normalize(state.learner.params.statistics, observation)
@@ -564,11 +573,13 @@ def learn(env: Any, updates: int, **settings: Any) -> Any:
     return value, act, metrics
 
 
-def test_learns_a_constant_value_and_one_that_depends_on_the_observation():
+@pytest.mark.slow
+def test_learns_a_value_that_depends_on_the_observation():
     value, _, _ = learn(toy_envs.ObservedReward(), 40)
     np.testing.assert_allclose(value(jnp.array([[1.0], [-1.0]])), [1.0, -1.0], atol=0.05)
 
 
+@pytest.mark.slow
 def test_learns_the_discounted_value_of_a_delayed_reward():
     value, _, _ = learn(toy_envs.DelayedReward(), 60, gamma=0.5)
     np.testing.assert_allclose(value(jnp.array([[0.0], [1.0]])), [0.5, 1.0], atol=0.05)
@@ -581,7 +592,7 @@ def test_learns_that_a_time_limit_is_not_the_end_of_the_task():
     np.testing.assert_allclose(value(jnp.ones((1, 1))), [4.0], atol=0.3)
 
 
-@pytest.mark.parametrize("distribution", ["tanh-normal", "normal"])
+@pytest.mark.parametrize("distribution", ["tanh-normal", pytest.param("normal", marks=pytest.mark.slow)])
 def test_learns_a_continuous_action_that_depends_on_the_observation(distribution):
     _, act, _ = learn(toy_envs.Target(), 80, distribution=distribution, minibatches=1)
     observation = jnp.array([[-0.8], [0.0], [0.8]])
@@ -599,11 +610,11 @@ def test_learns_from_dict_observations_that_policy_and_critic_share_unequally():
 def test_learns_discrete_actions_to_the_optimum():
     """Of a shared torso, on a task whose best return is known."""
     env = toy_envs.Corridor(20)
-    _, act, metrics = learn(env, 40, shared_torso=True, entropy_coefficient=0.01)
-    np.testing.assert_array_equal(act(jnp.eye(4)[:3]), [2, 2, 2])
-    returns = metrics.episodes.return_sum / metrics.episodes.ended
-    assert float(returns[0]) < 0.5
-    assert float(returns[-1]) > env.OPTIMAL_RETURN - 0.05
+    _, act, metrics = learn(env, 40, minibatches=1, shared_torso=True, entropy_coefficient=0.01)
+    np.testing.assert_array_equal(act(jnp.eye(5)[:4]), [2, 2, 2, 2])
+    ended, returns = np.asarray(metrics.episodes.ended), np.asarray(metrics.episodes.return_sum)
+    assert returns[:4].sum() / ended[:4].sum() < env.OPTIMAL_RETURN - 0.3
+    assert returns[-1] / ended[-1] > env.OPTIMAL_RETURN - 0.05
     assert float(metrics.episodes.return_max.max()) == pytest.approx(env.OPTIMAL_RETURN, abs=1e-5)
 
 
@@ -622,7 +633,7 @@ def test_a_randomised_brax_environment_trains(brax_program):
         updates.append(jax.tree.map(lambda x: np.asarray(x[0]), metrics))
         factors.append({name: np.asarray(x) for name, x in state.lanes.env.params.items()})
     assert brax_program.compiled.step._cache_size() == 1
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.learner))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.learner.params, state.learner.optimizer)))
     assert sum(int(m.episodes.ended) for m in updates) >= 32
     assert sum(int(m.nonfinite_lanes) for m in updates) == 0
     assert azjax.counter_to_int(state.env_steps) == 3 * 32 * 8

@@ -218,16 +218,6 @@ class DictTask(Toy):
         return state.replace(reward=reward, terminated=jnp.asarray(True))
 
 
-class ConstantReward(Toy):
-    """Probe: one step, reward 1, so the only value is 1."""
-
-    def reset(self, key: jax.Array, params: Any) -> azjax.EnvState:
-        return self.state((), params, jnp.zeros(1))
-
-    def step(self, state: azjax.EnvState, action: jax.Array) -> azjax.EnvState:
-        return self.state((), state.params, jnp.zeros(1), 1.0, terminated=True)
-
-
 class ObservedReward(Toy):
     """Probe: one step, the observation is 1 or -1 and so is the reward: V(x) = x."""
 
@@ -272,10 +262,10 @@ class Target(Toy):
 
 
 class Corridor(Toy):
-    """Discrete: start at 0, action 2 goes right, 0 left, 1 stays; -0.1 a step, 1 more on reaching the end at 3."""
+    """Discrete: start at 0, action 2 goes right, 0 left, 1 stays; -0.1 a step, 1 more on reaching the end at 4."""
 
-    END = 3
-    OPTIMAL_RETURN = 0.7
+    END = 4
+    OPTIMAL_RETURN = 0.6
     observation_spec = float_spec(END + 1)
     action_spec = azjax.Discrete(3)
 

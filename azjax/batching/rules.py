@@ -1,5 +1,6 @@
 """Rules for element-wise, structural, reducing and contracting primitives."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,8 @@ from jax import lax
 from azjax.batching.interpreter import Batch, Value, batched, rule, settle
 from azjax.batching.jaxprs import Equation
 
-LONGEST_CONTRACTION = 128
-"""Two batched operands: longer contractions are left to `jax.vmap`."""
 ELEMENTWISE_DOT = 1 << 16
-"""Two batched operands: products up to this many multiply-adds per lane are done element-wise."""
+"""Two batched operands: products of more multiply-adds per lane are left to `jax.vmap`."""
 ELEMENTWISE_DOT_SHARED = 1 << 8
 """One batched operand: larger matrices are multiplied as such, with the batch as a free dimension."""
 SHORT_CONTRACTION = 8
@@ -23,6 +22,8 @@ A longer one is unrolled only if the product has more entries than terms each (a
 slower on a CPU); a longer one with few entries is a reduction, because XLA:CPU would recompute the unrolled sum for
 every element that uses it.
 """
+LONGEST_UNROLLED = 128
+"""A longer contraction that would be unrolled is left to `jax.vmap`."""
 COSTLY_PRODUCT = 1 << 10
 """Unrolled products of more multiply-adds are written to memory at once, so that nothing recomputes them."""
 
@@ -197,35 +198,29 @@ def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
         return batched(lax.broadcast(zero, (*eqn.out_avals[0].shape, batch.size)))
     both = inputs[0].batched and inputs[1].batched
     matrix = work // int(np.prod([shapes[0][d] for d in parallel[0]], dtype=np.int64))
-    large = work > ELEMENTWISE_DOT or length > LONGEST_CONTRACTION
-    if large or (not both and matrix > ELEMENTWISE_DOT_SHARED):
-        return None if both else _shared_product(eqn, inputs, free)
+    wide = matrix // length > length
+    if not both and matrix > ELEMENTWISE_DOT_SHARED:
+        return _shared_product(eqn, inputs, free)
+    if work > ELEMENTWISE_DOT or (wide and length > LONGEST_UNROLLED):
+        return None
 
-    sides = []
-    for side, (value, shape) in enumerate(zip(inputs, shapes, strict=True)):
-        order = [*parallel[side], *free[side], *contracted[side]]
-        array = value.array if value.batched else lax.expand_dims(jnp.asarray(value.array), (len(shape),))
-        array = lax.transpose(array, (*order, len(shape)))
-        ones = [1] * len(free[1 - side])
-        own = [shape[d] for d in free[side]]
-        lanes = batch.size if value.batched else 1
-        placed = [*own, *ones] if side == 0 else [*ones, *own]
-        array = lax.reshape(array, (*(shape[d] for d in parallel[side]), *placed, length, lanes))
-        sides.append(array.astype(eqn.out_avals[0].dtype))
-    wide = matrix // max(length, 1) > length
+    dtype = eqn.out_avals[0].dtype
+    left, right = (_spread(inputs[side], shapes[side], side, parallel, free, contracted) for side in (0, 1))
+    left, right = left.astype(dtype), right.astype(dtype)
     if length > SHORT_CONTRACTION and not wide:
-        return batched(jnp.sum(sides[0] * sides[1], axis=-2))
-    product = _multiply_add(sides[0], sides[1], length)
+        return batched(jnp.sum(left * right, axis=-2, dtype=dtype))
+    product = functools.reduce(lax.add, (left[..., k, :] * right[..., k, :] for k in range(length)))
     return batched(settle(product) if matrix > COSTLY_PRODUCT else product)
 
 
-def _multiply_add(left: Any, right: Any, length: int) -> Any:
-    """Sum of products over the last axis but one; size-one axes broadcast."""
-    total = None
-    for k in range(length):
-        product = left[..., k, :] * right[..., k, :]
-        total = product if total is None else total + product
-    return total
+def _spread(value: Value, shape: Sequence[int], side: int, parallel: Any, free: Any, contracted: Any) -> Any:
+    """An operand as `[*parallel, *left free or 1s, *right free or 1s, contracted, B or 1]`."""
+    order = [*parallel[side], *free[side], *contracted[side]]
+    array = value.array if value.batched else lax.expand_dims(jnp.asarray(value.array), (len(shape),))
+    array = lax.transpose(array, (*order, len(shape)))
+    own, ones = [shape[d] for d in free[side]], [1] * len(free[1 - side])
+    placed = [*own, *ones] if side == 0 else [*ones, *own]
+    return array.reshape(*(shape[d] for d in parallel[side]), *placed, -1, array.shape[-1])
 
 
 def _shared_product(eqn: Equation, inputs: Sequence[Value], free: list[list[int]]) -> list[Value]:

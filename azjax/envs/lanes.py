@@ -63,9 +63,12 @@ def to_environment(env: Environment, action: Array) -> Array:
 
 def reset_lanes(env: Environment, vectorize: Vectorize, keys: Key) -> EnvState:
     """Fresh initial states for keys ``[B]``, batch-last."""
-    states = vectorize(lambda key: fresh_state(env, key))(keys)
-    # A leaf that is weakly typed (a Python number, say) would be strongly typed after the first update, and the program
-    # be traced a second time.
+    return _strongly_typed(vectorize(lambda key: fresh_state(env, key))(keys))
+
+
+def _strongly_typed(states: EnvState) -> EnvState:
+    """Environments return weakly typed leaves (``where(fallen, 1.0, 0.0)``); a state that comes out of an update with
+    other weak types than it went in with would have the program traced a second time."""
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)
 
 
@@ -105,8 +108,10 @@ def step_lanes(
       limit: time limit in environment steps, one for all lanes or int32 ``[B]``.
       action_repeat: environment steps per decision.
     """
-    env_step = vectorize(env.step)
     action = to_environment(env, action)
+
+    def env_step(before: EnvState, action: Array) -> EnvState:
+        return _strongly_typed(vectorize(env.step)(before, action))
 
     def repeat(carry: tuple[EnvState, Array], _: None) -> tuple[tuple[EnvState, Array], None]:
         before, reward = carry
