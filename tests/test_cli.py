@@ -371,13 +371,13 @@ def test_evaluation_refuses_to_overwrite(run: Run, evaluation: Evaluation, capsy
     assert evaluation.output.read_bytes() == before
 
 
-def test_evaluation_in_this_process_with_another_seed(
-    run: Run, evaluation: Evaluation, quiet_machine: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["evaluate", str(run.folder), "--episodes", "3", "--seed", "7", "--json"]) == 0
-    statistics = json.loads(capsys.readouterr().out)
-    assert (statistics["episodes"], statistics["seed"]) == (3, 7)
-    assert statistics["returns"] != json.loads(evaluation.result.out)["returns"][:3]
+def test_evaluation_with_another_seed_differs(run: Run, evaluation: Evaluation, tmp_path: Path) -> None:
+    args = ("evaluate", str(run.folder), "--episodes", "5", "--seed", "7", "--json")
+    result = azjax_command(*args, cache=run.cache, cwd=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    statistics = json.loads(result.out)
+    assert (statistics["episodes"], statistics["seed"]) == (5, 7)
+    assert statistics["returns"] != json.loads(evaluation.result.out)["returns"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

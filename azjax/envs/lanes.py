@@ -68,7 +68,8 @@ def reset_lanes(env: Environment, vectorize: Vectorize, keys: Key) -> EnvState:
 
 def _strongly_typed(states: EnvState) -> EnvState:
     """Environments return weakly typed leaves (``where(fallen, 1.0, 0.0)``); a state that comes out of an update with
-    other weak types than it went in with would have the program traced a second time."""
+    other weak types than it went in with would have the program traced a second time.
+    """
     return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)
 
 
