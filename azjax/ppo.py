@@ -59,7 +59,7 @@ class PPOConfig:
     reward_scale: float = traced(1.0)
     """Factor on rewards inside the learner; reported returns stay unscaled."""
     target_kl: float = traced(0.01)
-    """KL divergence between updates that schedule=adaptive-kl steers to, and 1.5 times which stop_at_kl stops."""
+    """KL divergence of an update that schedule=adaptive-kl steers to, and 1.5 times which stop_at_kl stops."""
     epochs: int = static(4)
     """Passes over each rollout."""
     minibatches: int = static(8)
@@ -128,6 +128,12 @@ class PPOConfig:
         for name in ("policy_hidden", "value_hidden"):
             sizes = getattr(self, name)
             require(all(n >= 1 for n in sizes), f"{name} is {sizes}; every layer needs at least 1 unit")
+        if self.schedule == "adaptive-kl":
+            require_number("learning_rate (with schedule adaptive-kl)", self.learning_rate, *LEARNING_RATE_RANGE)
+            require(
+                self.epochs * self.minibatches > 1,
+                "schedule 'adaptive-kl' needs more than one minibatch in an update to see the policy move",
+            )
         falls = self.schedule in ("linear", "cosine")
         require(
             not falls or self.schedule_updates >= 1,
@@ -427,7 +433,6 @@ def ppo(
             state,
             params=dataclasses.replace(state.params, network=optax.apply_updates(state.params.network, change)),
             optimizer=optimizer_state,
-            learning_rate=_steer(state.learning_rate, info["kl"], hp.target_kl) if adaptive else state.learning_rate,
         )
         state = jax.tree.map(lambda a, b: jnp.where(use, a, b), new, state)
         info = {**info, "gradient_norm": norm, "learning_rate": rate, "skipped": 1.0 - use.astype(jnp.float32)}
@@ -437,7 +442,8 @@ def ppo(
         key_permutation, key_loss = jax.random.split(key)
         size = flat.advantages.shape[0]
         if axis_name is not None:
-            key_permutation = jax.random.fold_in(key_permutation, jax.lax.axis_index(axis_name))
+            device = jax.lax.axis_index(axis_name)
+            key_permutation, key_loss = (jax.random.fold_in(k, device) for k in (key_permutation, key_loss))
         order = jax.random.permutation(key_permutation, size).reshape(config.minibatches, -1)
 
         def body(carry: Any, x: tuple[Array, Key]) -> tuple[Any, Info]:
@@ -460,6 +466,8 @@ def ppo(
         flat = Minibatch(flat_batch, advantages)
         keys = jax.random.split(key, config.epochs)
         (state, _), info = jax.lax.scan(lambda c, k: epoch(c, k, flat), (state, jnp.ones((), bool)), keys)
+        # The last minibatch saw all that the update changed but its own step; the first sees no change at all.
+        steered = _steer(state.learning_rate, info["kl"][-1, -1], state.hyperparameters.target_kl)
         info = {name: jnp.mean(x) for name, x in info.items()} | _value_diagnostics(flat_batch, axis_name)
         # Statistics change only now: the ratio of the first minibatch is 1 because it saw what the actor saw.
         statistics, return_statistics = state.params.statistics, state.return_statistics
@@ -474,12 +482,13 @@ def ppo(
                 state,
                 params=dataclasses.replace(state.params, statistics=statistics),
                 return_statistics=return_statistics,
+                learning_rate=steered if adaptive else state.learning_rate,
                 updates=state.updates + 1,
             ),
             info,
         )
 
-    return Learner(init=init, act=act, estimate=estimate, fit=fit)
+    return Learner(init=init, act=act, estimate=estimate, fit=fit, axis_name=axis_name)
 
 
 def default_network(config: PPOConfig) -> ActorCritic:

@@ -60,7 +60,7 @@ class EpisodeTotals(NamedTuple):
     return_sum: Array  # float32 []
     return_min: Array  # float32 [] +inf if there were none
     return_max: Array  # float32 [] -inf if there were none
-    length_sum: Array  # float32 [] environment steps
+    length_sum: Array  # int32 [] environment steps
 
 
 class Metrics(NamedTuple):
@@ -121,7 +121,7 @@ def make_trainer(
       A ``Trainer``; pass it to ``azjax.compile``, or wrap its functions yourself.
 
     Raises:
-      ValueError: for counts below 1.
+      ValueError: for counts below 1, or a learner with another axis name.
 
     Examples:
       >>> import azjax, jax
@@ -133,6 +133,11 @@ def make_trainer(
     """
     for name, value in (("lanes", lanes), ("rollout_length", rollout_length), ("action_repeat", action_repeat)):
         require_number(name, value, 1, 2**30)
+    require(
+        learner.axis_name == axis_name,
+        f"the learner reduces over axis_name={learner.axis_name!r}, the trainer over {axis_name!r}; name both alike, "
+        "or the devices' parameters drift apart",
+    )
     layout = pool_layout(lanes, reset_pool)
     env_steps_per_update = lanes * rollout_length * action_repeat
     require(
@@ -246,7 +251,7 @@ def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | No
     sums = {
         "ended": ended.sum(dtype=jnp.int32),
         "return_sum": jnp.where(ended, returns, 0.0).sum(),
-        "length_sum": jnp.where(ended, report.elapsed, 0).sum(dtype=jnp.float32),
+        "length_sum": jnp.where(ended, report.elapsed, 0).sum(dtype=jnp.int32),
         "nonfinite": report.nonfinite.sum(dtype=jnp.int32),
         "reuse": reuse,
     }

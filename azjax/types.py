@@ -106,7 +106,7 @@ class FitFn(Protocol):
 
 
 class Learner(NamedTuple):
-    """A learner is four pure functions, in the spirit of optax's ``GradientTransformation``.
+    """A learner is four pure functions, in the spirit of optax's ``GradientTransformation``, and their device axis.
 
     ``init`` makes the learner's state; ``act`` needs only ``state.params`` (the observation normaliser included);
     ``estimate`` turns a rollout into a batch of advantages and returns; ``fit`` improves the state on a batch. State is
@@ -117,3 +117,4 @@ class Learner(NamedTuple):
     act: ActFn
     estimate: EstimateFn
     fit: FitFn
+    axis_name: str | None = None  # the axis over which ``fit`` reduces gradients and statistics

@@ -274,7 +274,7 @@ def test_settings_that_the_environment_does_not_take_are_an_error():
 def test_settings_reach_the_environment():
     env = azjax.make_env("inverted_pendulum", "spring", n_frames=1)
     usual = azjax.make_env("inverted_pendulum", "spring")
-    assert usual.dt == pytest.approx(2 * env.dt)
+    assert usual.dt == pytest.approx(4 * env.dt)
 
 
 def test_something_without_reset_and_step_is_no_environment():

@@ -596,18 +596,32 @@ def test_the_adaptive_learning_rate_is_carried_from_update_to_update():
     learner, state = table_learner(schedule="adaptive-kl", learning_rate=1e-4, target_kl=0.01, minibatches=3)
     fit = learner.fit
     state, _ = fit(state, table_batch(), jax.random.key(0))
-    assert float(state.learning_rate) == pytest.approx(1e-4 * 1.5**3, rel=1e-4)
+    assert float(state.learning_rate) == pytest.approx(1e-4 * 1.5, rel=1e-4)
     state, info = fit(state, table_batch(), jax.random.key(1))
-    assert float(state.learning_rate) == pytest.approx(1e-4 * 1.5**6, rel=1e-4)
-    assert float(info["learning_rate"]) == pytest.approx(1e-4 * np.mean([1.5**3, 1.5**4, 1.5**5]), rel=1e-4)
-    # Against a tiny target every step but the first, which has moved nothing yet, goes down.
+    assert float(state.learning_rate) == pytest.approx(1e-4 * 1.5**2, rel=1e-4)
+    assert float(info["learning_rate"]) == pytest.approx(1e-4 * 1.5, rel=1e-4)
+    # Against a tiny target it goes down.
     state = state.replace(
         hyperparameters=dataclasses.replace(state.hyperparameters, target_kl=jnp.float32(1e-9)),
         params=table_learner()[1].params,
         learning_rate=jnp.float32(1e-3),
     )
     state, _ = fit(state, table_batch(), jax.random.key(1))
-    assert float(state.learning_rate) == pytest.approx(1e-3 * 1.5 / 1.5**2, rel=1e-4)
+    assert float(state.learning_rate) == pytest.approx(1e-3 / 1.5, rel=1e-4)
+
+
+def test_the_adaptive_learning_rate_goes_down_also_where_minibatches_are_stopped():
+    settings = {"schedule": "adaptive-kl", "target_kl": 1e-8, "stop_at_kl": True, "minibatches": 3}
+    learner, state = table_learner(learning_rate=1e-3, **settings)
+    state, info = learner.fit(state, table_batch(), jax.random.key(0))
+    assert float(info["skipped"]) > 0
+    assert float(state.learning_rate) == pytest.approx(1e-3 / 1.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.5}, {"epochs": 1, "minibatches": 1}])
+def test_an_adaptive_learning_rate_that_cannot_be_steered_is_an_error(wrong):
+    with pytest.raises(ValueError, match="adaptive-kl"):
+        azjax.PPOConfig(schedule="adaptive-kl", **wrong).validate()
 
 
 def test_stop_at_kl_freezes_the_rest_of_the_update_and_no_more():
@@ -644,7 +658,7 @@ def test_any_optax_transformation_replaces_the_default():
 @pytest.mark.parametrize("extra", [{"schedule": "linear", "schedule_updates": 3}, {"schedule": "adaptive-kl"}])
 def test_an_optimizer_and_a_schedule_exclude_each_other(extra):
     with pytest.raises(ValueError, match="learning rate"):
-        azjax.ppo(table_config(**extra), optimizer=optax.sgd(0.1))
+        azjax.ppo(table_config(**{"minibatches": 2} | extra), optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match="learning rate"):
         azjax.ppo(optimizer=optax.sgd(0.1), schedule=optax.constant_schedule(1.0))
 

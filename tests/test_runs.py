@@ -1126,6 +1126,7 @@ def test_rewards_are_reported_per_environment_step() -> None:
 
 
 def make_episodes(returns: list[float]) -> Episodes:
+    """Sound episodes of these returns."""
     count = len(returns)
     ended, broken = np.ones(count, bool), np.zeros(count, bool)
     return Episodes(np.array(returns, np.float32), np.full(count, 20), ended, broken, None)
@@ -1193,6 +1194,17 @@ def test_the_loop_writes_every_call_and_evaluates_what_it_trained(
     assert clock.evaluation >= 0.0
     seconds = [r["time/seconds"] for r in records]
     assert seconds == sorted(seconds)
+
+
+def test_an_evaluation_has_as_many_episodes_as_were_asked_for(tmp_path: Path) -> None:
+    options = options_of(evaluation_episodes=1)
+    fake = FakePrograms(options, 20)  # whose devices play two
+    with RunConsole(options.steps, quiet=True) as console:
+        _, episodes, _ = train_module.run_updates(options, fake.programs(), RunFolder(tmp_path), console)
+    np.testing.assert_array_equal(episodes.episode_return, [1.0])
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["eval/episodes"] == 1
+    frames = object()
+    assert train_module.first_episodes(episodes._replace(frames=frames), 1).frames is frames
 
 
 def test_every_evaluation_has_a_key_of_its_own_that_training_does_not_use(tmp_path: Path) -> None:

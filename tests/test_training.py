@@ -489,7 +489,8 @@ def test_replicas_stay_equal_with_minibatches_of_their_own(require_devices):
 
 
 def idle_trainer(**settings: Any) -> azjax.Trainer:
-    return azjax.make_trainer(toy_envs.Scripted(), toy_envs.idle(), **{"lanes": 64, "rollout_length": 4} | settings)
+    learner = toy_envs.idle(settings.get("axis_name"))
+    return azjax.make_trainer(toy_envs.Scripted(), learner, **{"lanes": 64, "rollout_length": 4} | settings)
 
 
 @pytest.mark.parametrize("name", ["lanes", "rollout_length", "action_repeat"])
@@ -511,6 +512,20 @@ def test_a_mesh_without_an_axis_name_is_an_error():
 def test_another_axis_name_than_the_meshs_is_an_error():
     with pytest.raises(ValueError, match=r"'i'.*'devices'|'devices'.*'i'"):
         azjax.compile(idle_trainer(axis_name="i"), azjax.make_mesh(1, AXIS))
+
+
+def test_a_learner_without_the_trainers_axis_name_is_an_error():
+    """Its devices would each learn alone, and their parameters drift apart."""
+    with pytest.raises(ValueError, match="drift apart"):
+        azjax.make_trainer(toy_envs.Scripted(4), azjax.ppo(), lanes=8, rollout_length=2, axis_name="lanes")
+
+
+def test_a_time_limit_that_the_action_repeat_does_not_divide_ends_on_time():
+    env = toy_envs.Scripted(10)
+    evaluate = azjax.make_evaluator(env, toy_envs.idle().act, lanes=4, action_repeat=4, vectorize=plain_vmap)
+    episodes = jax.jit(evaluate)(jnp.zeros(()), jax.random.key(0))
+    assert (np.asarray(episodes.length) == 10).all()
+    assert (np.asarray(episodes.episode_return) == sum(range(1, 11))).all()
 
 
 def test_lanes_that_cannot_be_divided_are_an_error_that_says_what_can(require_devices):

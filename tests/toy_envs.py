@@ -316,6 +316,7 @@ def idle(axis_name: str | None = None) -> azjax.Learner:
         act=act,
         estimate=lambda state, rollout: rollout,
         fit=lambda state, batch, key: (state, {"rollout": of_all_lanes(batch, axis_name)}),
+        axis_name=axis_name,
     )
 
 

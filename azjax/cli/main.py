@@ -15,6 +15,7 @@ COMMANDS = {
     "envs": "list the environments with their sizes and backends",
     "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
 }
+BROKEN = 1
 WRONG_INPUT = 2
 INTERRUPTED = 130
 
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      The exit code: 0; 1 if ``doctor`` found something broken; 2 for wrong input; 130 when interrupted.
+      The exit code: 0; 1 if JAX's devices don't work or ``doctor`` found something broken; 2 for wrong input; 130 when
+      interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -48,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_INPUT
+    except RuntimeError as error:
+        if "nitialize backend" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"{prog}: error: JAX can't use its devices: {reason}; see azjax doctor", file=sys.stderr)
+        return BROKEN
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED

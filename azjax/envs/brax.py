@@ -97,6 +97,22 @@ class Randomization:
         }
 
 
+def effective_system(system: Any) -> Any:
+    """The same spring or positional system with its masses and inertias as those pipelines use them.
+
+    They raise mass to the power ``1 - spring_mass_scale`` (and inertia likewise), which for several of Brax's models is
+    the power 0: a factor on the mass would change nothing. Here the power is taken, and the exponents are 1.
+    """
+    inertia = system.link.inertia
+    mass = inertia.mass ** (1.0 - system.spring_mass_scale)
+    diagonal = jnp.diagonal(inertia.i, axis1=-2, axis2=-1) ** (1.0 - system.spring_inertia_scale)
+    return system.replace(
+        link=system.link.replace(inertia=inertia.replace(mass=mass, i=jax.vmap(jnp.diag)(diagonal))),
+        spring_mass_scale=jnp.zeros_like(jnp.asarray(system.spring_mass_scale, jnp.float32)),
+        spring_inertia_scale=jnp.zeros_like(jnp.asarray(system.spring_inertia_scale, jnp.float32)),
+    )
+
+
 def scale_system(system: Any, factors: Mapping[str, Array]) -> Any:
     """A ``brax.base.System`` with friction, mass and motor strength multiplied by ``factors``.
 
@@ -199,8 +215,10 @@ class BraxEnvironment:
     def _with(self, params: Any) -> Any:
         if self._randomization is None:
             return self._env
-        env = copy.copy(self._env)
-        env.sys = scale_system(self._env.sys, params)
+        env, system = copy.copy(self._env), self._env.sys
+        if self.backend in ("spring", "positional"):
+            system = effective_system(system)
+        env.sys = scale_system(system, params)
         return env
 
     @contextlib.contextmanager

@@ -114,9 +114,9 @@ def step_lanes(
     def env_step(before: EnvState, action: Array) -> EnvState:
         return _strongly_typed(vectorize(env.step)(before, action))
 
-    def repeat(carry: tuple[EnvState, Array], _: None) -> tuple[tuple[EnvState, Array], None]:
+    def repeat(carry: tuple[EnvState, Array], done: Array) -> tuple[tuple[EnvState, Array], None]:
         before, reward = carry
-        over = before.terminated | before.truncated | ~_finite(before.observation)
+        over = before.terminated | before.truncated | ~_finite(before.observation) | (elapsed + done >= limit)
         after = select_lanes(over, before, env_step(before, action))
         return (after, reward + jnp.where(over, 0.0, after.reward)), None
 
@@ -124,15 +124,16 @@ def step_lanes(
         after = env_step(state, action)
         reward = after.reward
     else:
-        (after, reward), _ = jax.lax.scan(repeat, (state, jnp.zeros_like(state.reward)), None, action_repeat)
+        (after, reward), _ = jax.lax.scan(repeat, (state, jnp.zeros_like(state.reward)), jnp.arange(action_repeat))
     finite = _finite((after.observation, reward))
-    elapsed = elapsed + action_repeat
+    # A time limit that the repeat doesn't divide ends the last decision early.
+    elapsed_after = jnp.minimum(elapsed + action_repeat, limit)
     terminated = after.terminated & finite
-    truncated = (after.truncated | (elapsed >= limit)) & ~terminated | ~finite
+    truncated = (after.truncated | (elapsed_after >= limit)) & ~terminated | ~finite
     final_observation = select_lanes(finite, after.observation, state.observation)
     return LaneStep(
         state=after,
-        elapsed=elapsed,
+        elapsed=elapsed_after,
         reward=jnp.where(finite, reward, 0.0),
         terminated=terminated,
         truncated=truncated,

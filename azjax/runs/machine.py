@@ -41,7 +41,7 @@ def split_host(fits: Callable[[int], bool], wanted: int | None = None) -> None:
     Takes the largest count, not above the cores, that ``fits``. Leaves alone what the user set, and a JAX that has
     started already.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     count = wanted or next((n for n in range(available_cores(), 0, -1) if fits(n)), 1)
     with contextlib.suppress(RuntimeError):

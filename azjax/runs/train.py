@@ -226,14 +226,11 @@ def run_updates(
                 episodes = jax.block_until_ready(
                     programs.evaluate(state.learner.params, jax.random.fold_in(evaluation_key, call))
                 )
+                episodes = first_episodes(episodes, options.evaluation_episodes)
                 clock.evaluation += clock.lap()
                 record = evaluation_record(state, episodes, clock.training)
                 metrics_file.write(record)
-                console.say(
-                    f"{record['env_steps']:>12,} environment steps: evaluation return "
-                    f"{record['eval/episode_return_mean']:.1f} ± {record['eval/episode_return_std']:.1f}, "
-                    f"length {record['eval/episode_length_mean']:.0f}"
-                )
+                console.say(f"{record['env_steps']:>12,} environment steps: {evaluation_line(record)}")
     finally:
         metrics_file.close()
     assert_evaluated(episodes)
@@ -243,6 +240,12 @@ def run_updates(
 def assert_evaluated(episodes: Episodes | None) -> None:
     """The last call is always due."""
     require(episodes is not None, "a run needs at least one update and one evaluation")
+
+
+def first_episodes(episodes: Episodes, count: int) -> Episodes:
+    """As many episodes as were asked for: devices play equally many, so there may be some more."""
+    kept: Episodes = jax.tree.map(lambda x: np.asarray(x)[:count], episodes._replace(frames=None))
+    return kept._replace(frames=episodes.frames)
 
 
 def evaluation_calls(calls: int, evaluations: int) -> set[int]:
@@ -278,13 +281,32 @@ def training_record(metrics: Metrics, options: TrainOptions, seconds: float) -> 
 
 def evaluation_record(state: TrainState, episodes: Episodes, seconds: float) -> dict[str, Any]:
     """The line of ``metrics.jsonl`` for one evaluation."""
-    statistics = summarize(episodes)
+    statistics = evaluation_statistics(episodes)
     return {
         "env_steps": counter_to_int(state.env_steps),
         "time/seconds": round(seconds, 4),
         "eval/episodes": statistics["episodes"],
+        "eval/nonfinite_episodes": statistics["nonfinite_episodes"],
         **{f"eval/episode_{k}": v for k, v in statistics.items() if k.startswith(("return_", "length_"))},
     }
+
+
+def evaluation_statistics(episodes: Episodes) -> dict[str, Any]:
+    """Statistics of the episodes; only their numbers if the physics broke in all of them, which must not end a run."""
+    broken = np.asarray(episodes.nonfinite)
+    if broken.all():
+        return {"episodes": 0, "nonfinite_episodes": int(broken.sum()), "returns": []}
+    return summarize(episodes)
+
+
+def evaluation_line(record: dict[str, Any]) -> str:
+    """What the console says of an evaluation."""
+    if not record["eval/episodes"]:
+        return "the physics broke in every evaluation episode"
+    return (
+        f"evaluation return {record['eval/episode_return_mean']:.1f} ± {record['eval/episode_return_std']:.1f}, "
+        f"length {record['eval/episode_length_mean']:.0f}"
+    )
 
 
 def finish(
@@ -315,7 +337,7 @@ def finish(
         "seed": options.seed,
         "env_steps": env_steps,
         "updates": options.updates,
-        "evaluation": summarize(episodes),
+        "evaluation": evaluation_statistics(episodes),
         "env_steps_per_second": env_steps / clock.training,
         "seconds": {
             "compilation": programs.seconds,
@@ -339,8 +361,9 @@ def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, ti
     positions, rotations = (np.asarray(x) for x in episodes.frames.recorded)
     decisions = -(-int(episodes.length[0]) // action_repeat)
     last = decisions + 1
-    if not (np.isfinite(positions[:last]).all() and np.isfinite(rotations[:last]).all()):
-        last = max(1, int(np.isfinite(positions).all(axis=(1, 2)).argmin()))
+    finite = np.isfinite(positions[:last]).all(axis=(1, 2)) & np.isfinite(rotations[:last]).all(axis=(1, 2))
+    if not finite.all():
+        last = max(1, int(finite.argmin()))
     scene = env.scene()
     write_replay(
         path,
@@ -354,14 +377,29 @@ def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, ti
     return True
 
 
+def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows about the last evaluation."""
+    if not evaluation["episodes"]:
+        return [("episode return", "unknown: the physics broke in every evaluation episode")]
+    e = evaluation
+    return [
+        (
+            "episode return",
+            f"{e['return_mean']:.1f} ± {e['return_std']:.1f} (mean ± std of {e['episodes']} deterministic episodes)",
+        ),
+        (
+            "",
+            f"IQM {e['return_iqm']:.1f}, 95 % interval {e['return_iqm_low']:.1f} to {e['return_iqm_high']:.1f}; "
+            f"length {e['length_mean']:.0f}",
+        ),
+    ]
+
+
 def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     """Title and rows of the summary on the screen."""
     evaluation, seconds = summary["evaluation"], summary["seconds"]
     rows = [
-        ("episode return", f"{evaluation['return_mean']:.1f} ± {evaluation['return_std']:.1f} (mean ± std of "
-         f"{evaluation['episodes']} deterministic episodes)"),
-        ("", f"IQM {evaluation['return_iqm']:.1f}, 95 % interval {evaluation['return_iqm_low']:.1f} to "
-         f"{evaluation['return_iqm_high']:.1f}; length {evaluation['length_mean']:.0f}"),
+        *return_rows(evaluation),
         ("trained", f"{summary['env_steps']:,} environment steps in {seconds['training']:.1f} s "
          f"({summary['env_steps_per_second']:,.0f} steps/s)"),
         ("time", f"{seconds['total']:.1f} s: {seconds['compilation']:.1f} compilation, {seconds['training']:.1f} "
