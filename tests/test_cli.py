@@ -117,7 +117,7 @@ def start(args: list[str], folder: Path, cache: Path) -> Run:
 
 
 def train_once(factory: pytest.TempPathFactory) -> Run:
-    """One short training run, shared by all tests of the session; other files of tests call it, too."""
+    """One short training run, shared by all tests; other files of tests call it, too."""
     if not _FINISHED:
         _FINISHED.append(train_for_tests(factory))
     return _FINISHED[0]

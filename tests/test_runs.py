@@ -1246,8 +1246,8 @@ def test_devices_are_chosen_among_those_that_fit(monkeypatch: pytest.MonkeyPatch
 
 
 def test_wrong_options_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("use_cache", "use_no_cache"):
-        monkeypatch.setattr(machine, name, lambda: None)
+    for name in ("split_host", "use_cache", "use_no_cache"):
+        monkeypatch.setattr(machine, name, lambda *args: None)
     monkeypatch.setattr(train_module, "build", lambda *args: pytest.fail("compiled"))
     for wrong in (
         {"policy_observation": "state", "env": "inverted_pendulum"},

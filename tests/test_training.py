@@ -525,7 +525,8 @@ def test_a_time_limit_that_the_action_repeat_does_not_divide_ends_on_time():
     evaluate = azjax.make_evaluator(env, toy_envs.idle().act, lanes=4, action_repeat=4, vectorize=plain_vmap)
     episodes = jax.jit(evaluate)(jnp.zeros(()), jax.random.key(0))
     assert (np.asarray(episodes.length) == 10).all()
-    assert (np.asarray(episodes.episode_return) == sum(range(1, 11))).all()
+    # The rewards are count + tag with a tag in [0, 1): ten of them add up to 55 at least, and to less than 65.
+    assert ((np.asarray(episodes.episode_return) >= 55) & (np.asarray(episodes.episode_return) < 65)).all()
 
 
 def test_lanes_that_cannot_be_divided_are_an_error_that_says_what_can(require_devices):
