@@ -16,9 +16,9 @@ from brax.envs.wrappers import training as brax_wrappers
 
 import azjax
 from azjax.config import ConfigError
-from azjax.envs import SUPPORTED, BraxEnvironment, default_backend, fresh_state, plain_vmap
-from azjax.envs.brax import BACKENDS, quiet_dependencies, scale_system
-from azjax.envs.lanes import reset_lanes, step_lanes
+from azjax.envs import SUPPORTED, default_backend, fresh_state, plain_vmap
+from azjax.envs.brax import BACKENDS, effective_system, quiet_dependencies, scale_system
+from azjax.envs.lanes import reset_lanes
 
 PAIRS = [(name, backend) for name, backends in SUPPORTED.items() for backend in backends]
 SIZES = {  # observation and action, as measured on brax 0.14.2
@@ -105,10 +105,11 @@ def compiled(name: str, backend: str, randomize: bool = True) -> tuple[azjax.Env
 
 
 def factors(*rows: tuple[float, float, float]) -> dict[str, jax.Array]:
-    return dict(zip(("friction", "mass", "motor_strength"), jnp.asarray(rows, jnp.float32).T, strict=True))
+    return dict(zip(FACTORS, jnp.asarray(rows, jnp.float32).T, strict=True))
 
 
 NOMINAL = (1.0, 1.0, 1.0)
+FACTORS = ("friction", "mass", "motor_strength")
 
 
 def check_steps(name: str, backend: str, steps: int = 5) -> None:
@@ -136,19 +137,19 @@ def test_every_environment_steps_on_every_backend(name, backend):
 
 
 def test_azjaxs_steps_are_those_of_brax():
-    """Without randomisation, and with all factors 1."""
-    _, reset, step = compiled("ant", "spring")
+    """With all factors 1 too."""
+    name, backend = "inverted_pendulum", "spring"
     with quiet_dependencies():
-        bare = brax.envs.get_environment("ant", backend="spring")
-    key, action = jax.random.key(3), jnp.full(8, 0.3)
-    mine = reset(key[None], factors(NOMINAL))
-    theirs = jax.jit(bare.reset)(key)
-    brax_step = jax.jit(bare.step)
-    for _ in range(3):
-        mine, theirs = step(mine, action[None]), brax_step(theirs, action)
-        np.testing.assert_allclose(mine.observation[0], theirs.obs, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(mine.reward[0], theirs.reward, rtol=1e-3, atol=1e-4)
-        assert bool(mine.terminated[0]) == bool(theirs.done)
+        bare = brax.envs.get_environment(name, backend=backend)
+    key, action = jax.random.key(3), jnp.array([0.3])
+    randomised = azjax.make_env(name, backend, randomize=True)
+    mine, theirs = jax.jit(randomised.reset)(key, dict.fromkeys(FACTORS, jnp.float32(1.0))), jax.jit(bare.reset)(key)
+    step, brax_step = jax.jit(randomised.step), jax.jit(bare.step)
+    for _ in range(4):
+        np.testing.assert_allclose(mine.observation, theirs.obs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mine.reward, theirs.reward, rtol=1e-4)
+        assert bool(mine.terminated) == bool(theirs.done)
+        mine, theirs = step(mine, action), brax_step(theirs, action)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,9 +273,7 @@ def test_settings_that_the_environment_does_not_take_are_an_error():
 
 
 def test_settings_reach_the_environment():
-    env = azjax.make_env("inverted_pendulum", "spring", n_frames=1)
-    usual = azjax.make_env("inverted_pendulum", "spring")
-    assert usual.dt == pytest.approx(4 * env.dt)
+    assert azjax.make_env("hopper", "spring", reset_noise_scale=0.25)._env._reset_noise_scale == 0.25
 
 
 def test_something_without_reset_and_step_is_no_environment():
@@ -384,7 +383,7 @@ def test_the_system_is_scaled_where_each_engine_reads_it():
     np.testing.assert_array_equal(scaled.link.transform.pos, system.link.transform.pos)
 
 
-def check_factors_change_the_motion(name: str, backend: str, friction: bool, steps: int) -> None:
+def check_factors_change_the_motion(name: str, backend: str, steps: int) -> None:
     """The same start and actions under four physics: each factor changes the motion, and a factor of 1 does not."""
     env, reset, step = compiled(name, backend)
     rows = [NOMINAL, NOMINAL, (1.0, 1.4, 1.0), (1.0, 1.0, 0.6), (0.5, 1.0, 1.0)]
@@ -397,23 +396,35 @@ def check_factors_change_the_motion(name: str, backend: str, friction: bool, ste
     assert np.isfinite(state.observation).all()
     difference = np.abs(np.asarray(state.observation) - np.asarray(state.observation[0])).max(axis=1)
     assert difference[1] == 0.0
-    assert difference[2] > 1e-3
-    assert difference[3] > 1e-3
-    assert (difference[4] > 1e-3) == friction
+    for name, moved in zip(("mass", "motor_strength", "friction"), difference[2:], strict=True):
+        assert moved > 1e-3, name
     for row, params in enumerate(rows):  # the factors stay with the episode
-        np.testing.assert_allclose(
-            [float(state.params[k][row]) for k in ("friction", "mass", "motor_strength")], params
-        )
+        np.testing.assert_allclose([float(state.params[k][row]) for k in FACTORS], params)
 
 
 def test_each_factor_changes_the_motion():
-    check_factors_change_the_motion("ant", "spring", friction=True, steps=25)
+    """The spring engine takes the masses of ant to the power 0, so a factor on them alone would do nothing."""
+    check_factors_change_the_motion("ant", "spring", steps=25)
+
+
+def test_masses_are_scaled_as_the_spring_and_positional_engines_use_them():
+    """Their power of mass is taken before the factor; a factor of 1 changes no effective mass."""
+    system = azjax.make_env("halfcheetah", "spring")._env.sys
+    assert 0 < system.spring_mass_scale < 1
+    scaled = scale_system(effective_system(system), dict.fromkeys(FACTORS, jnp.float32(2.0)))
+    for name, power in (("mass", "spring_mass_scale"), ("i", "spring_inertia_scale")):
+        used, usual = (
+            jnp.asarray(getattr(s.link.inertia, name)) ** (1.0 - getattr(s, power)) for s in (scaled, system)
+        )
+        if name == "i":
+            used, usual = (jnp.diagonal(x, axis1=-2, axis2=-1) for x in (used, usual))
+        np.testing.assert_allclose(used, 2 * usual, rtol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["positional", "generalized", "mjx"])
 def test_each_factor_changes_the_motion_on_every_backend(backend):
-    check_factors_change_the_motion("ant", backend, friction=True, steps=25)
+    check_factors_change_the_motion("ant", backend, steps=25)
 
 
 def test_randomisation_leaves_the_environment_as_it_was_and_leaks_no_tracer():
@@ -433,26 +444,6 @@ def test_every_lane_has_factors_of_its_own():
     env = azjax.make_env("inverted_pendulum", "spring", randomize=azjax.Randomization(mass=(0.5, 0.7)))
     program = jax.jit(lambda keys: reset_lanes(env, plain_vmap, keys).params)
     params = program(jax.random.split(jax.random.key(0), 32))
-    for name in ("friction", "mass", "motor_strength"):
+    for name in FACTORS:
         assert len(set(params[name].tolist())) == 32
     assert float(params["mass"].max()) <= 0.7
-
-
-def test_a_lane_equals_its_environment_alone(brax_program):
-    """Thousands of lanes at once are as many single environments: no lane sees its neighbour."""
-    env = brax_program.env
-    assert isinstance(env, BraxEnvironment)
-    keys = jax.random.split(jax.random.key(2), 3)
-    action = jnp.array([[0.5], [-1.0], [0.1]])
-
-    @jax.jit
-    def together(keys: Any) -> Any:
-        states = reset_lanes(env, azjax.minor_vmap, keys)
-        return step_lanes(env, azjax.minor_vmap, states, jnp.zeros(3, jnp.int32), action, limit=10)
-
-    alone = jax.jit(lambda key, a: env.step(fresh_state(env, key), a))
-    result = together(keys)
-    for lane in range(3):
-        one = alone(keys[lane], action[lane])
-        np.testing.assert_allclose(result.final_observation[lane], one.observation, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(result.reward[lane], one.reward, rtol=1e-5)

@@ -106,15 +106,16 @@ def test_evaluation_stops_when_all_lanes_are_done_and_not_before():
     assert played.terminated.all()
 
 
-@pytest.mark.parametrize("repeat", [1, 4])
-def test_action_repeat_counts_environment_steps(repeat):
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_action_repeat_counts_environment_steps_and_ends_on_time(repeat):
+    """Also at a time limit that the repeat does not divide."""
     env = toy_envs.Scripted(8)
     evaluate = azjax.make_evaluator(
         env, toy_envs.idle().act, lanes=2, action_repeat=repeat, record=record, vectorize=plain_vmap
     )
     played = jax.jit(evaluate)(jnp.zeros(()), jax.random.key(0))
     np.testing.assert_array_equal(played.length, [8, 8])
-    np.testing.assert_array_equal(played.frames.recorded["count"], np.arange(0, 9, repeat))
+    np.testing.assert_array_equal(played.frames.recorded["count"], np.minimum(np.arange(0, 8 + repeat, repeat), 8))
     tag = float(played.frames.recorded["tag"][0])
     np.testing.assert_allclose(played.episode_return[0], 36 + 8 * tag, rtol=1e-5)
 

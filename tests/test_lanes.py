@@ -126,11 +126,11 @@ def test_integers_in_an_observation_are_finite():
     np.testing.assert_array_equal(_finite(spoilt), [True, True, False])
 
 
-def replay_repeat(tag: float, decisions: int, repeat: int, limit: int, **events: int) -> list[dict[str, Any]]:
+def replay_repeat(tag: float, repeat: int, limit: int, **events: int) -> list[dict[str, Any]]:
     """One lane of ``Scripted`` in plain Python, up to its end."""
-    count, position, played, observation = 0, 0.0, [], [0.0, tag, 0.0]
-    for decision in range(1, decisions + 1):
-        reward, ended, broken, last = 0.0, None, False, list(observation)
+    count, position, played, observation, ended = 0, 0.0, [], [0.0, tag, 0.0], None
+    while not ended:
+        reward, broken, last = 0.0, False, list(observation)
         for _ in range(repeat):
             if ended or broken:
                 break
@@ -140,21 +140,20 @@ def replay_repeat(tag: float, decisions: int, repeat: int, limit: int, **events:
             reward += count + tag
             if count >= events.get("terminate", NEVER):
                 ended = "terminated"
-            elif count >= events.get("truncate", NEVER):
+            elif count >= min(events.get("truncate", NEVER), limit):
                 ended = "truncated"
-        if not ended and decision * repeat >= limit:
-            ended = "truncated"
         if broken:
             reward, ended, observation = 0.0, "truncated", last
-        played.append({"reward": reward, "ended": ended, "broken": broken, "observation": observation})
-        if ended:
-            break
+        elapsed = min((len(played) + 1) * repeat, limit)
+        played.append(
+            {"reward": reward, "ended": ended, "broken": broken, "observation": observation, "elapsed": elapsed}
+        )
     return played
 
 
-@pytest.mark.parametrize("repeat", [1, 3])
+@pytest.mark.parametrize(("repeat", "limit"), [(1, 4), (3, 12), (3, 7)])
 @vectorizers
-def test_action_repeat_equals_plain_python(repeat, vectorize):
+def test_action_repeat_equals_plain_python(repeat, limit, vectorize):
     """Among the lanes: ends on each sub-step of a decision, of every kind, and a NaN that is gone at the next sub-step.
 
     brax's wrapper adds the rewards that come after an end inside the repeat, and lets a later sub-step overwrite it.
@@ -173,19 +172,16 @@ def test_action_repeat_equals_plain_python(repeat, vectorize):
     ]
     events = {name: [lane.get(name, NEVER) for lane in script] for name in EVENTS}
     states = scripted_states(len(script), **events)
-    steps = play(states, 4, limit=4 * repeat, action_repeat=repeat, vectorize=vectorize)
+    steps = play(states, -(-limit // repeat), limit=limit, action_repeat=repeat, vectorize=vectorize)
     for lane, plan in enumerate(script):
-        tag = float(states.inner["tag"][lane])
-        for t, expected in enumerate(replay_repeat(tag, 4, repeat, 4 * repeat, **plan)):
-            step = steps[t]
-            assert bool(step.terminated[lane]) == (expected["ended"] == "terminated"), (lane, t)
-            assert bool(step.truncated[lane]) == (expected["ended"] == "truncated"), (lane, t)
-            assert bool(step.nonfinite[lane]) == expected["broken"], (lane, t)
-            assert int(step.elapsed[lane]) == (t + 1) * repeat  # a decision is `repeat` environment steps, always
-            np.testing.assert_allclose(step.reward[lane], expected["reward"], rtol=1e-6, err_msg=f"{lane} {t}")
-            np.testing.assert_allclose(
-                step.final_observation[lane], expected["observation"], rtol=1e-6, err_msg=f"{lane} {t}"
-            )
+        for t, expected in enumerate(replay_repeat(float(states.inner["tag"][lane]), repeat, limit, **plan)):
+            step, place = steps[t], f"lane {lane}, decision {t}"
+            assert bool(step.terminated[lane]) == (expected["ended"] == "terminated"), place
+            assert bool(step.truncated[lane]) == (expected["ended"] == "truncated"), place
+            assert bool(step.nonfinite[lane]) == expected["broken"], place
+            assert int(step.elapsed[lane]) == expected["elapsed"], place
+            np.testing.assert_allclose(step.reward[lane], expected["reward"], rtol=1e-6, err_msg=place)
+            np.testing.assert_allclose(step.final_observation[lane], expected["observation"], rtol=1e-6, err_msg=place)
 
 
 def test_continuous_actions_are_clipped_on_their_way_in_and_discrete_ones_pass():

@@ -520,15 +520,6 @@ def test_a_learner_without_the_trainers_axis_name_is_an_error():
         azjax.make_trainer(toy_envs.Scripted(4), azjax.ppo(), lanes=8, rollout_length=2, axis_name="lanes")
 
 
-def test_a_time_limit_that_the_action_repeat_does_not_divide_ends_on_time():
-    env = toy_envs.Scripted(10)
-    evaluate = azjax.make_evaluator(env, toy_envs.idle().act, lanes=4, action_repeat=4, vectorize=plain_vmap)
-    episodes = jax.jit(evaluate)(jnp.zeros(()), jax.random.key(0))
-    assert (np.asarray(episodes.length) == 10).all()
-    # The rewards are count + tag with a tag in [0, 1): ten of them add up to 55 at least, and to less than 65.
-    assert ((np.asarray(episodes.episode_return) >= 55) & (np.asarray(episodes.episode_return) < 65)).all()
-
-
 def test_lanes_that_cannot_be_divided_are_an_error_that_says_what_can(require_devices):
     require_devices(3)
     with pytest.raises(ValueError, match=r"64 lanes .* 3 devices .* multiple of 96 lanes"):
