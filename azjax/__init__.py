@@ -12,7 +12,7 @@ from azjax.envs import Environment, EnvState, Randomization, make_env
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.networks import ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, update_statistics
-from azjax.ppo import PPOConfig, PPOParams, PPOState, ppo, ppo_loss
+from azjax.ppo import Minibatch, PPOConfig, PPOParams, PPOState, ppo, ppo_loss
 from azjax.training import (
     CompiledTrainer,
     EpisodeTotals,
@@ -45,6 +45,7 @@ __all__ = [
     "LaneState",
     "Learner",
     "Metrics",
+    "Minibatch",
     "Network",
     "Normal",
     "PPOConfig",

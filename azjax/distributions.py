@@ -17,6 +17,7 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = ["LOG_STD_RANGE", "Categorical", "Distribution", "Normal", "TanhNormal"]
 
@@ -53,8 +54,8 @@ class Distribution(Protocol):
         """The raw action of the deterministic policy."""
         ...
 
-    def entropy(self, key: chex.PRNGKey) -> chex.Array:
-        """Entropy of the action in nats, `[...]`; the key is ignored by distributions whose entropy is exact."""
+    def entropy(self) -> chex.Array:
+        """Entropy of the action in nats, `[...]`."""
         ...
 
     def kl(self, other: Self) -> chex.Array:
@@ -116,9 +117,8 @@ class Normal:
         """The mean, `[..., A]`."""
         return jnp.broadcast_to(self.loc, jnp.broadcast_shapes(self.loc.shape, self.log_std.shape))
 
-    def entropy(self, key: chex.PRNGKey | None = None) -> chex.Array:
-        r"""Exact :math:`\sum_i \log \sigma_i + \tfrac12 \log 2 \pi e`, `[...]`; the key is ignored."""
-        del key
+    def entropy(self) -> chex.Array:
+        r"""Exact :math:`\sum_i \log \sigma_i + \tfrac12 \log 2 \pi e`, `[...]`."""
         log_std = jnp.broadcast_to(_clipped(self.log_std), self.mode().shape)
         return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
@@ -200,12 +200,17 @@ class TanhNormal:
         """The raw action `loc`, `[..., A]`; its tanh is the median of the action."""
         return self.base.mode()
 
-    def entropy(self, key: chex.PRNGKey) -> chex.Array:
-        r"""Unbiased one-sample estimate of :math:`H(x) + E[\sum_i \log(1 - \tanh^2 x_i)]`, `[...]`.
+    def entropy(self) -> chex.Array:
+        r""":math:`H(x) + E[\sum_i \log(1 - \tanh^2 x_i)]`, `[...]`.
 
-        The first term is exact; the key is consumed by the one sample of the second, through which gradients flow.
+        The first term is exact, the second a trapezoidal sum over the normal density, which for an analytic integrand
+        converges geometrically (Trefethen and Weideman, 2014, The Exponentially Convergent Trapezoidal Rule, section
+        5). An action dimension is off by less than 1e-4 nats for standard deviations up to 1, by 3e-3 at 2 and by 0.3
+        at 7.4, the widest that ``azjax.ActorCritic`` gives. A sample in its place would be off by about 1.
         """
-        return self.base.entropy() + jnp.sum(_log_tanh_slope(self.sample(key)), axis=-1)
+        nodes, weights = (jnp.asarray(x, self.loc.dtype) for x in _normal_quadrature())
+        raw_action = self.loc[..., None] + self.std[..., None] * nodes
+        return self.base.entropy() + jnp.sum(_log_tanh_slope(raw_action) * weights, axis=(-2, -1))
 
     def kl(self, other: Self) -> chex.Array:
         """Exact divergence, `[...]`: that of the raw actions, since a bijection leaves it unchanged.
@@ -272,9 +277,8 @@ class Categorical:
         """The most probable category, the first of them at a tie, `[...]` int32."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
-    def entropy(self, key: chex.PRNGKey | None = None) -> chex.Array:
-        r"""Exact :math:`-\sum_k p_k \log p_k`, `[...]`; the key is ignored."""
-        del key
+    def entropy(self) -> chex.Array:
+        r"""Exact :math:`-\sum_k p_k \log p_k`, `[...]`."""
         log_probs = self.log_probs
         possible = jnp.isfinite(log_probs)
         # Both selections are needed: the inner one keeps 0 * inf out of the value, the outer one out of the gradient.
@@ -300,7 +304,17 @@ def _clipped(log_std: chex.Array) -> chex.Array:
 
 
 def _log_tanh_slope(raw_action: chex.Array) -> chex.Array:
-    return 2 * (math.log(2) - raw_action - jax.nn.softplus(-2 * raw_action))
+    # The textbook form, log 2 - x - softplus(-2 x), in which nothing can overflow and no case has to be told apart.
+    size = jnp.abs(raw_action)
+    return 2 * (math.log(2) - size - jnp.log1p(jnp.exp(-2 * size)))
+
+
+def _normal_quadrature(count: int = 12, reach: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """Even nodes and weights for means over a standard normal variable, exact for polynomials of degree 3."""
+    nodes = np.linspace(-reach, reach, count)
+    weights = np.exp(-0.5 * nodes**2)
+    weights /= weights.sum()
+    return nodes / np.sqrt(weights @ nodes**2), weights
 
 
 def _require_same_class(distribution: Any, other: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
 from azjax.envs.lanes import Vectorize, batch_first, reset_lanes, select_lanes, step_lanes
 from azjax.types import ActFn, Array, Key, Params
+
+_EVALUATION = 0xE7A1
 
 
 class Frames(NamedTuple):
@@ -34,7 +36,12 @@ class Episodes(NamedTuple):
     frames: Frames | None  # of the first lane, if recorded
 
 
-Evaluator = Callable[[Params, Key], Episodes]
+class Evaluator(Protocol):
+    """``evaluate(params, key, first_episode=0) -> Episodes``."""
+
+    def __call__(self, params: Params, key: Key, first_episode: Array | int = 0) -> Episodes:
+        """Plays the episodes ``first_episode + lane``; the same key and number always give the same episode."""
+        ...
 
 
 def make_evaluator(
@@ -57,11 +64,13 @@ def make_evaluator(
       deterministic: take the distribution's mode instead of a sample.
       action_repeat: environment steps per decision, as in training.
       record: of the first lane's single state: what to keep of every step, e.g. the poses for a replay.
-      axis_name: the device axis under ``shard_map``; only makes the lanes' keys differ between devices.
+      axis_name: the device axis under ``shard_map``; numbers the lanes of all devices one after the other.
       vectorize: how single environments become lanes.
 
     Returns:
-      ``evaluate(params, key) -> Episodes``; ``key`` is consumed, derive it from a seed that training doesn't use.
+      ``evaluate(params, key, first_episode=0) -> Episodes``. Episode number ``first_episode + lane`` is folded into
+      ``key``, so what is played doesn't depend on how the episodes are divided among devices and calls. Derive ``key``
+      from a seed that training doesn't use.
     """
     require_number("lanes", lanes, 1, 2**30)
     decisions = -(-env.episode_length // action_repeat)
@@ -72,9 +81,10 @@ def make_evaluator(
         over: Array
         episodes: Episodes
 
-    def evaluate(params: Params, key: Key) -> Episodes:
-        key_reset, key_act = jax.random.split(key)
-        index = jnp.arange(lanes, dtype=jnp.int32)
+    def evaluate(params: Params, key: Key, first_episode: Array | int = 0) -> Episodes:
+        # A key that training started from has been split, too; folding in a number first keeps the two apart.
+        key_reset, key_act = jax.random.split(jax.random.fold_in(key, _EVALUATION))
+        index = first_episode + jnp.arange(lanes, dtype=jnp.int32)
         if axis_name is not None:
             index = index + lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
         states = reset_lanes(env, vectorize, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index))
@@ -152,17 +162,17 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
         return jax.jit(evaluate)
     (axis,) = mesh.axis_names
 
-    def on_device(params: Params, key: Key) -> Episodes:
-        episodes = evaluate(params, key)
+    def on_device(params: Params, key: Key, first_episode: Array) -> Episodes:
+        episodes = evaluate(params, key, first_episode)
         first = jax.lax.axis_index(axis) == 0
         frames = jax.tree.map(lambda x: jax.lax.psum(jnp.where(first, x, 0), axis), episodes.frames)
         return episodes._replace(frames=frames)
 
     lanes, whole = PartitionSpec(axis), PartitionSpec()
     program = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False
+        on_device, mesh=mesh, in_specs=(whole, whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False
     )
-    return jax.jit(program)
+    return jax.jit(lambda params, key, first_episode=0: program(params, key, jnp.int32(first_episode)))
 
 
 def _episodes_of(lanes: Any, frames: Any) -> Any:
@@ -208,7 +218,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     Raises:
       ValueError: if no episode ended with finite physics.
     """
-    valid = ~np.asarray(episodes.nonfinite)
+    valid = ~np.asarray(episodes.nonfinite) & np.isfinite(episodes.episode_return)
     require(bool(valid.any()), "the physics broke in every evaluation episode")
     returns = np.asarray(episodes.episode_return, np.float64)[valid]
     low, high = bootstrap_interval(returns)

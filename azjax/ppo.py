@@ -32,6 +32,7 @@ from azjax.types import (
 )
 
 KL_STEP = 1.5
+LARGEST_LOG_RATIO = 20.0
 LEARNING_RATE_RANGE = (1e-6, 1e-2)
 
 
@@ -79,7 +80,7 @@ class PPOConfig:
     policy_hidden: tuple[int, ...] = static((64, 64))
     """Hidden layers of the policy, and of both if the torso is shared."""
     value_hidden: tuple[int, ...] = static((64, 64))
-    """Hidden layers of the value function."""
+    """Hidden layers of the value function; unused with shared_torso."""
     activation: Literal["tanh", "relu", "silu", "elu", "gelu"] = static("tanh")
     """Activation of the hidden layers."""
     distribution: Literal["tanh-normal", "normal"] = static("tanh-normal")
@@ -140,6 +141,10 @@ class PPOConfig:
             f"schedule {self.schedule!r} needs schedule_updates, the number of updates over which it falls",
         )
         require(
+            falls or self.schedule_updates == 0,
+            f"schedule_updates is {self.schedule_updates}, but schedule {self.schedule!r} doesn't fall; leave it out",
+        )
+        require(
             not self.shared_torso or self.policy_observation == self.value_observation,
             "shared_torso needs the same observation for policy and value function",
         )
@@ -166,7 +171,7 @@ class PPOState:
 
 
 class Minibatch(NamedTuple):
-    """A batch with the advantages as the loss uses them."""
+    """What ``ppo_loss`` averages over: a batch, and its advantages as the loss uses them."""
 
     batch: Batch
     advantages: Array  # [...] normalised as the configuration says
@@ -199,7 +204,6 @@ def normalize_advantages(advantages: Array, mask: Array, axis_name: str | None =
 def ppo_loss(
     network_params: Params,
     minibatch: Minibatch,
-    key: Key,
     *,
     network: Network,
     statistics: RunningStatistics,
@@ -219,7 +223,6 @@ def ppo_loss(
     Args:
       network_params: what is differentiated.
       minibatch: batch entries with any leading axes.
-      key: consumed by entropy estimates that sample.
       network: forward pass.
       statistics: of observations, constant in the loss.
       return_statistics: of returns; the value loss is in their units if ``normalize_returns``.
@@ -240,15 +243,18 @@ def ppo_loss(
     count = batch.mask.sum(dtype=jnp.float32)
     if axis_name is not None:
         count = jax.lax.pmean(count, axis_name)
+    count = jnp.where(count > 0, count, 1.0)
 
     def mean(x: Array) -> Array:
-        return jnp.where(batch.mask, x, 0.0).sum() / jnp.maximum(count, 1.0)
+        return jnp.where(batch.mask, x, 0.0).sum() / count
 
     log_ratio = jnp.where(batch.mask, distribution.log_prob(batch.action) - batch.log_prob, 0.0)
+    # An overflowing ratio would make a NaN of the gradient that clipping sets to 0.
+    log_ratio = jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
     policy_loss = -mean(jnp.minimum(ratio * advantages, clipped * advantages))
-    entropy = mean(distribution.entropy(key))
+    entropy = mean(distribution.entropy())
     info = {
         "policy_loss": policy_loss,
         "entropy": entropy,
@@ -276,6 +282,13 @@ def _blank_masked(minibatch: Minibatch) -> Minibatch:
         return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
 
     return jax.tree.map(blank, minibatch)
+
+
+def _finite_rows(observation: Observation, rank: int) -> Array:
+    """Whether all numbers of a row are finite; rows are the first ``rank`` axes of every leaf."""
+    leaves = jax.tree.leaves(observation)
+    flags = [jnp.isfinite(x).all(axis=tuple(range(rank, x.ndim))) for x in leaves]
+    return jnp.stack(flags).all(axis=0)
 
 
 def _value_units(return_statistics: RunningStatistics, config: PPOConfig) -> tuple[Array, Array]:
@@ -391,16 +404,18 @@ def ppo(
             gamma=hp.gamma,
             lam=hp.lam,
         )
+        # An episode that starts with broken physics has no finite observation to stand in; such a row takes no part.
+        mask = jnp.isfinite(advantages) & _finite_rows(rollout.observation, rollout.reward.ndim)
         return Batch(
             observation=rollout.observation,
             action=rollout.info.raw_action,
             log_prob=rollout.info.log_prob,
             advantages=advantages,
             returns=returns,
-            mask=jnp.ones(rollout.reward.shape, bool),
+            mask=mask,
         )
 
-    def gradient_step(carry: tuple[PPOState, Array], minibatch: Minibatch, key: Key) -> tuple[Any, Info]:
+    def gradient_step(carry: tuple[PPOState, Array], minibatch: Minibatch) -> tuple[Any, Info]:
         state, running = carry
         hp = state.hyperparameters
         if config.advantage_normalization == "minibatch":
@@ -411,7 +426,6 @@ def ppo(
             return ppo_loss(
                 network_params,
                 minibatch,
-                key,
                 network=net,
                 statistics=state.params.statistics,
                 return_statistics=state.return_statistics,
@@ -426,7 +440,7 @@ def ppo(
         rate = _learning_rate(state)
         change, optimizer_state = make_optimizer(state).update(gradient, state.optimizer, state.params.network)
         if config.stop_at_kl:
-            running = running & (info["kl"] <= KL_STEP * hp.target_kl)
+            running = running & ~(info["kl"] > KL_STEP * hp.target_kl)  # a NaN leaves out this minibatch alone
         # A non-finite gradient would destroy the run; the minibatch is left out and counted instead.
         use = running & jnp.isfinite(norm)
         new = dataclasses.replace(
@@ -435,22 +449,19 @@ def ppo(
             optimizer=optimizer_state,
         )
         state = jax.tree.map(lambda a, b: jnp.where(use, a, b), new, state)
-        info = {**info, "gradient_norm": norm, "learning_rate": rate, "skipped": 1.0 - use.astype(jnp.float32)}
-        return (state, running), info
+        info = {**info, "gradient_norm": norm, "skipped": 1.0 - use.astype(jnp.float32)}
+        return (state, running), info if optimizer is not None else {**info, "learning_rate": rate}
 
     def epoch(carry: tuple[PPOState, Array], key: Key, flat: Minibatch) -> tuple[Any, Info]:
-        key_permutation, key_loss = jax.random.split(key)
         size = flat.advantages.shape[0]
         if axis_name is not None:
-            device = jax.lax.axis_index(axis_name)
-            key_permutation, key_loss = (jax.random.fold_in(k, device) for k in (key_permutation, key_loss))
-        order = jax.random.permutation(key_permutation, size).reshape(config.minibatches, -1)
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        order = jax.random.permutation(key, size).reshape(config.minibatches, -1)
 
-        def body(carry: Any, x: tuple[Array, Key]) -> tuple[Any, Info]:
-            rows, key = x
-            return gradient_step(carry, jax.tree.map(lambda leaf: leaf[rows], flat), key)
+        def body(carry: Any, rows: Array) -> tuple[Any, Info]:
+            return gradient_step(carry, jax.tree.map(lambda leaf: leaf[rows], flat))
 
-        return jax.lax.scan(body, carry, (order, jax.random.split(key_loss, config.minibatches)))
+        return jax.lax.scan(body, carry, order)
 
     def fit(state: PPOState, batch: Batch, key: Key) -> tuple[PPOState, Info]:
         rank = batch.log_prob.ndim
@@ -526,4 +537,4 @@ def _value_diagnostics(batch: Batch, axis_name: str | None) -> Info:
     }
 
 
-__all__ = ["PPOConfig", "PPOParams", "PPOState", "ppo", "ppo_loss"]
+__all__ = ["Minibatch", "PPOConfig", "PPOParams", "PPOState", "ppo", "ppo_loss"]

@@ -16,12 +16,13 @@ from azjax.config import require, require_number
 from azjax.counters import Counter, counter_add, counter_from_int
 from azjax.envs.base import Environment, EnvState
 from azjax.envs.lanes import (
-    LARGEST_GROUP,
     LaneStep,
     Pool,
     PoolLayout,
     Vectorize,
     batch_first,
+    check_division,
+    check_lengths,
     draw_from_pool,
     fill_pool,
     pool_layout,
@@ -110,7 +111,8 @@ def make_trainer(
       lanes: environments in parallel, on all devices together.
       rollout_length: decisions of each lane per update.
       action_repeat: environment steps per decision.
-      reset_pool: fresh initial states that each update prepares; default a quarter of the lanes, at least 32.
+      reset_pool: fresh initial states that each update prepares; default one for every 64 environment steps of the
+        update, at least 32, at most 4 a lane.
       stagger: give each lane's first episode a random time limit, so that lanes don't reach the time limit together.
         Otherwise every batch of a task that rarely terminates shows one phase of the episode only, and the learner
         forgets the others. Those first episodes don't count in the statistics.
@@ -121,7 +123,8 @@ def make_trainer(
       A ``Trainer``; pass it to ``azjax.compile``, or wrap its functions yourself.
 
     Raises:
-      ValueError: for counts below 1, or a learner with another axis name.
+      ValueError: for counts below 1 or too large to be added up in 32 bits, or a learner with another axis name; when
+        traced, for a policy with a recurrent state.
 
     Examples:
       >>> import azjax, jax
@@ -138,13 +141,14 @@ def make_trainer(
         f"the learner reduces over axis_name={learner.axis_name!r}, the trainer over {axis_name!r}; name both alike, "
         "or the devices' parameters drift apart",
     )
-    layout = pool_layout(lanes, reset_pool)
     env_steps_per_update = lanes * rollout_length * action_repeat
     require(
         env_steps_per_update < 2**31,
         f"an update of {env_steps_per_update} environment steps is too long: lanes x rollout_length x action_repeat "
         "must stay below 2^31",
     )
+    check_lengths(lanes, env.episode_length, env_steps_per_update)
+    layout = pool_layout(lanes, env_steps_per_update, reset_pool)
 
     def first_limits(key: Key) -> Array:
         if not stagger:
@@ -173,15 +177,18 @@ def make_trainer(
         pool = fill_pool(env, vectorize, key_pool, state.lanes.index, layout)
         lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(state.lanes.index)
 
-        def decide(carry: tuple[LaneState, Pool], t: Array) -> tuple[Any, tuple[Rollout, LaneReport]]:
-            before, pool = carry
+        def decide(carry: tuple[LaneState, Array], t: Array) -> tuple[Any, tuple[Rollout, LaneReport]]:
+            before, used = carry
             observation = batch_first(before.env.observation)
             keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(lane_keys)
-            action, _, info = jax.vmap(lambda o, k: learner.act(state.learner.params, o, (), k))(observation, keys)
+            action, carry, info = jax.vmap(lambda o, k: learner.act(state.learner.params, o, (), k))(observation, keys)
+            require(not jax.tree.leaves(carry), "the policy has a recurrent state; this trainer takes none")
             result = step_lanes(
                 env, vectorize, before.env, before.elapsed, action, limit=before.limit, action_repeat=action_repeat
             )
-            after, pool, report = _account_and_reset(before, result, pool, layout, env.episode_length)
+            after, used, report = _account_and_reset(
+                before, result, pool._replace(used=used), layout, env.episode_length
+            )
             rollout = Rollout(
                 observation=observation,
                 carry=(),
@@ -192,17 +199,17 @@ def make_trainer(
                 truncated=result.truncated,
                 final_observation=result.final_observation,
             )
-            return (after, pool), (rollout, report)
+            return (after, used), (rollout, report)
 
-        (after, pool), (rollout, report) = jax.lax.scan(
-            decide, (state.lanes, pool), jnp.arange(rollout_length, dtype=jnp.int32)
+        (after, used), (rollout, report) = jax.lax.scan(
+            decide, (state.lanes, pool.used), jnp.arange(rollout_length, dtype=jnp.int32)
         )
         learner_state, info = learner.fit(state.learner, learner.estimate(state.learner, rollout), key_fit)
         env_steps = counter_add(state.env_steps, env_steps_per_update)
         metrics = Metrics(
             env_steps=env_steps,
             learner=info,
-            **_reduce(report, rollout.reward, reused_resets(pool, layout), axis_name),
+            **_reduce(report, rollout.reward, reused_resets(used, layout), axis_name),
         )
         return TrainState(learner=learner_state, lanes=after, key=key, env_steps=env_steps), metrics
 
@@ -228,11 +235,11 @@ class LaneReport(NamedTuple):
 
 def _account_and_reset(
     before: LaneState, result: LaneStep, pool: Pool, layout: PoolLayout, episode_length: int
-) -> tuple[LaneState, Pool, LaneReport]:
+) -> tuple[LaneState, Array, LaneReport]:
     """Books the step on the running episodes and replaces those that are over."""
     over = result.terminated | result.truncated
     episode_return = before.episode_return + result.reward
-    pool, env_state = draw_from_pool(pool, over, result.state, layout)
+    used, env_state = draw_from_pool(pool, over, result.state, layout)
     after = dataclasses.replace(
         before,
         env=env_state,
@@ -242,7 +249,7 @@ def _account_and_reset(
     )
     # Of first episodes with a shorter limit the short ones would be seen more often; so none of them counts.
     counts = over & ~result.nonfinite & (before.limit >= episode_length)
-    return after, pool, LaneReport(counts, result.nonfinite, episode_return, result.elapsed)
+    return after, used, LaneReport(counts, result.nonfinite, episode_return, result.elapsed)
 
 
 def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | None) -> dict[str, Any]:
@@ -315,7 +322,7 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         mesh.axis_names == (trainer.axis_name,),
         f"the mesh has axes {mesh.axis_names}; the trainer reduces over {trainer.axis_name!r}",
     )
-    check_devices(trainer, mesh.size)
+    check_division(trainer.lanes, mesh.size)
     specs = partition_specs(shapes, trainer.axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     program = jax.shard_map(many, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False)
@@ -336,16 +343,6 @@ def make_mesh(devices: int, axis_name: str) -> Mesh:
         f"{devices} devices asked for, but JAX sees {len(available)} ({available[0].platform})",
     )
     return jax.make_mesh((devices,), (axis_name,), axis_types=(AxisType.Auto,), devices=available[:devices])
-
-
-def check_devices(trainer: Trainer, devices: int) -> None:
-    """Raises ``ValueError`` unless the trainer's lanes can be divided among that many devices."""
-    groups = trainer.lanes // trainer.reset_group
-    require(
-        groups % devices == 0,
-        f"{trainer.lanes} lanes can't be divided among {devices} devices in whole groups of {trainer.reset_group}; "
-        f"use a multiple of {LARGEST_GROUP * devices} lanes",
-    )
 
 
 def partition_specs(shapes: TrainState, axis_name: str | None) -> TrainState:

@@ -247,6 +247,19 @@ def test_dot_general(data, batch):
     check(function, *operands, fallbacks=0, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("index", [1, slice(1, 3), np.array([0, 2]), -1])
+def test_a_function_applied_at_an_index_is_applied(index):
+    """`.at[].apply` is a plain scatter whose updates count for nothing."""
+    check(lambda x: x.at[index].apply(jnp.sin), normal((4, 3)), fallbacks=1)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("length", [3, 40])
+def test_products_of_other_types(dtype, length):
+    left, right = (jnp.asarray(x > 0 if dtype is bool else x, dtype) for x in normal((2, 2, length, 5)))
+    check(lambda a, b: a @ b.T, left, right, rtol=1e-2, atol=1e-2)
+
+
 @few(max_examples=8)
 @given(st.integers(1, 5), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_small_factorisations(size, left_side, lower, transpose_a, unit_diagonal):

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -241,6 +242,45 @@ def test_the_cpu_is_split_into_as_many_devices_as_cores_and_lanes_allow(run: Run
     assert devices["count"] == max(n for n in range(1, machine.available_cores() + 1) if run.options.fits(n))
 
 
+def test_the_folder_has_all_options_as_they_were_used(run: Run) -> None:
+    """What was left to be chosen is filled in, so that the file alone says how to start the run again."""
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert config["devices"] == run.json("summary.json")["devices"]["used"]
+    assert config["updates_per_call"] * sum("train/episodes" in r for r in run.metrics) == run.options.updates
+    assert config["reset_pool"] == 32
+    assert Path(config["run"]) == run.folder
+    assert all(value is not None for name, value in config.items())
+
+
+def test_the_saved_policy_is_the_one_that_was_evaluated_last(run: Run) -> None:
+    """Read back from its files and given the keys of the last evaluation, it plays the same episodes."""
+    policy, config = load_policy(run.folder), yaml.safe_load((run.folder / "config.yaml").read_text())
+    calls = run.options.updates // config["updates_per_call"]
+    evaluate = azjax.make_evaluator(policy.env, policy.act, lanes=7)
+    key = jax.random.fold_in(jax.random.key(3 ^ train_module._EVALUATION_SEED), calls)
+    played = azjax.compile_evaluator(evaluate)(policy.params, key)
+    returns = run.json("summary.json")["evaluation"]["returns"]
+    np.testing.assert_allclose(np.asarray(played.episode_return), returns, rtol=1e-4)
+    assert len(set(returns)) > 1
+
+
+def test_options_work_together_on_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
+    """None of these is in the run that the other tests share; and a sign that can't be printed must not end a run."""
+    flags = "--steps 512 --lanes 32 --rollout-length 8 --minibatches 2 --evaluations 1 --evaluation-episodes 4"
+    flags += " --episode-length 20 --randomize --action-repeat 2 --schedule adaptive-kl --stop-at-kl --shared-torso"
+    flags += " --vectorize vmap --no-stagger --no-cache --devices 1 --deterministic --advantage-normalization minibatch"
+    args = ["train", "inverted_pendulum", *flags.split(), "--run", str(tmp_path / "run")]
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    result = azjax_command(*args, cache=tmp_path / "cache", cwd=tmp_path, **ascii_only)
+    assert (result.code, result.err) == (0, "")
+    assert "evaluation return" in result.out
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["devices"], config["randomize"], config["vectorize"]) == (1, True, "vmap")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["env_steps"] == 512
+    assert not list((tmp_path / "cache").rglob("*-cache"))
+
+
 def test_the_digest_is_that_of_the_policy(run: Run) -> None:
     digest = hashlib.sha256()
     with np.load(run.folder / "policy.npz", allow_pickle=False) as archive:
@@ -261,7 +301,10 @@ def test_the_policy_describes_itself(run: Run) -> None:
 
 def test_the_configuration_holds_flags_and_preset(run: Run) -> None:
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
-    assert config == to_plain(run.options)
+    chosen = {"devices", "updates_per_call", "reset_pool"}
+    assert {k: v for k, v in config.items() if k not in chosen} == {
+        k: v for k, v in to_plain(run.options).items() if k not in chosen
+    }
     given = {"env": "inverted_pendulum", "backend": "spring", "steps": 4700, "lanes": 64, "seed": 3}
     assert {name: config[name] for name in given} == given
     assert config["run"] == str(run.folder)
@@ -721,6 +764,8 @@ def test_wrong_input_is_one_line_and_leaves_nothing_behind(
         ("train aant", ["'aant'", "did you mean 'ant'"]),
         ("train inverted_pendulum --steps ten", ["'ten'", "whole number"]),
         ("train inverted_pendulum --run occupied", ["occupied", "not empty", "choose another --run"]),
+        ("train inverted_pendulum --lanes 32000 --devices 500", ["500 devices", "JAX sees"]),
+        ("train inverted_pendulum --action-repeat 1 --lanes 500000 --rollout-length 2000", ["GiB", "fewer lanes"]),
         ("evaluate missing", ["missing", "not a run folder"]),
     ],
 )
@@ -754,6 +799,27 @@ def test_a_message_of_several_lines_becomes_one(
     monkeypatch.setattr(train_command, "train", fail)
     assert main(["train", "ant"]) == 2
     assert capsys.readouterr().err == "azjax train: error: first second third\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "fragments"),
+    [
+        (RuntimeError("Unable to initialize backend 'cuda': no driver\nmore"), ["can't use its devices", "doctor"]),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), ["out of memory", "fewer --lanes"]),
+        (MemoryError(), ["out of memory", "fewer --lanes"]),
+    ],
+)
+def test_what_the_machine_cannot_do_is_one_line_and_exit_code_1(
+    error: Exception, fragments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: TrainOptions) -> None:
+        raise error
+
+    monkeypatch.setattr(train_command, "train", fail)
+    assert main(["train", "ant"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert all(fragment in message for fragment in fragments)
 
 
 def test_a_bug_is_not_hidden_as_wrong_input(monkeypatch: pytest.MonkeyPatch) -> None:

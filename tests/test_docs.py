@@ -250,6 +250,22 @@ def test_the_readme_has_the_python_interface_in_ten_lines() -> None:
         assert f"azjax.{name}(" in block
 
 
+def test_the_python_interface_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """On an environment and a number of lanes that compile and run quickly."""
+    (block,) = blocks(README.read_text(), "python")
+    small = block
+    for large, little in (
+        ('"ant"', '"inverted_pendulum"'),
+        ("1024", "64"),
+        ("updates_per_call=10", "updates_per_call=2"),
+    ):
+        assert large in small
+        small = small.replace(large, little)
+    exec(compile(small, "README.md", "exec"), {})
+    steps = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert steps == [(n + 1) * 2 * 64 * 16 for n in range(8)]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Notebooks
 # ---------------------------------------------------------------------------------------------------------------------

@@ -213,6 +213,22 @@ def test_a_wrapped_environment_is_refused():
         azjax.make_env(wrapped)
 
 
+def test_an_object_without_an_action_size_is_refused():
+    class Sizeless:
+        reset, step = toy_envs.BareBrax.reset, toy_envs.BareBrax.step
+
+    with pytest.raises(ValueError, match="Sizeless has no action_size"):
+        azjax.make_env(Sizeless())
+
+
+@pytest.mark.parametrize("settings", [{"episode_length": 7}, {"randomize": True}])
+def test_settings_that_an_environment_of_ones_own_would_ignore_are_refused(settings):
+    env = toy_envs.Target()
+    assert azjax.make_env(env) is env
+    with pytest.raises(ValueError, match="Target follows azjax's protocol"):
+        azjax.make_env(env, **settings)
+
+
 class Matrix(toy_envs.BraxCounter):
     """Its step multiplies matrices."""
 

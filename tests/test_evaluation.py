@@ -161,6 +161,32 @@ def test_evaluation_never_reuses_a_training_key():
     assert not set(tags.tolist()) & set(np.round(list(trained), 4).tolist())
 
 
+def test_an_evaluator_takes_no_key_that_a_trainer_takes_from_the_same_one(monkeypatch):
+    """By their bits: a split, a fold and a longer split of one key may be the same key."""
+    taken: list[bytes] = []
+
+    def note(function: Any) -> Any:
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            if not isinstance(result, jax.core.Tracer):
+                taken.extend(np.asarray(row).tobytes() for row in jax.random.key_data(result).reshape(-1, 2))
+            return result
+
+        return noting
+
+    for name in ("split", "fold_in"):
+        monkeypatch.setattr(jax.random, name, note(getattr(jax.random, name)))
+    env, act = toy_envs.Target(), toy_envs.idle().act
+    with jax.disable_jit():
+        trainer = azjax.make_trainer(env, toy_envs.idle(), lanes=2, rollout_length=2, vectorize=plain_vmap)
+        trainer.step(trainer.init(jax.random.key(0)))
+        of_trainer, taken = set(taken), []
+        azjax.make_evaluator(env, act, lanes=2, vectorize=plain_vmap)(None, jax.random.key(0))
+    assert len(of_trainer) >= 8
+    assert len(set(taken)) >= 3
+    assert not of_trainer & set(taken)
+
+
 def test_every_device_plays_episodes_of_its_own(require_devices):
     require_devices(2)
     env = toy_envs.Scripted(6, terminate=(2, 9))
@@ -176,6 +202,26 @@ def test_every_device_plays_episodes_of_its_own(require_devices):
     np.testing.assert_allclose(played.episode_return[:8], one.episode_return, rtol=1e-6)
     np.testing.assert_array_equal(played.frames.recorded["count"], one.frames.recorded["count"])
     np.testing.assert_array_equal(played.frames.reward, one.frames.reward)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_episode_depends_on_its_number_alone(devices, require_devices):
+    """Not on the device that plays it, nor on the call: 16 episodes at once, or the same in calls of 4."""
+    require_devices(devices)
+    env = toy_envs.Scripted(6, terminate=(2, 9))
+    key = jax.random.key(0)
+
+    def program(lanes: int) -> Any:
+        act = toy_envs.idle().act
+        return azjax.make_evaluator(env, act, lanes=lanes, axis_name="devices", vectorize=plain_vmap)
+
+    at_once = azjax.compile_evaluator(program(16), azjax.make_mesh(1, "devices"))(jnp.zeros(()), key)
+    in_parts = azjax.compile_evaluator(program(4 // devices), azjax.make_mesh(devices, "devices"))
+    parts = [in_parts(jnp.zeros(()), key, start) for start in range(0, 16, 4)]
+    for name in ("episode_return", "length", "terminated"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(joined, getattr(at_once, name), rtol=1e-6)
+    assert len(set(np.asarray(at_once.episode_return).tolist())) == 16
 
 
 def test_an_evaluation_needs_a_lane():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_envs import NEVER, BraxCounter, Corridor, Scripted
+from toy_envs import NEVER, BraxCounter, Corridor, Scripted, idle
 
 import azjax
 from azjax.envs.lanes import (
@@ -19,6 +19,7 @@ from azjax.envs.lanes import (
     _finite,
     draw_from_pool,
     fill_pool,
+    group_size,
     plain_vmap,
     pool_layout,
     reset_lanes,
@@ -126,6 +127,27 @@ def test_integers_in_an_observation_are_finite():
     np.testing.assert_array_equal(_finite(spoilt), [True, True, False])
 
 
+class Whole(Scripted):
+    """Observes whole numbers only."""
+
+    observation_spec = jax.ShapeDtypeStruct((3,), jnp.int32)
+
+    def reset(self, key: Any, params: Any) -> azjax.EnvState:
+        state = super().reset(key, params)
+        return state.replace(observation=state.observation.astype(jnp.int32))
+
+    def step(self, state: azjax.EnvState, action: Any) -> azjax.EnvState:
+        state = super().step(state, action)
+        return state.replace(observation=state.observation.astype(jnp.int32))
+
+
+def test_whole_numbers_may_be_observed_under_action_repeat():
+    env = Whole(10)
+    trainer = azjax.make_trainer(env, idle(), lanes=8, rollout_length=3, action_repeat=2, vectorize=plain_vmap)
+    _, metrics = jax.jit(trainer.step)(trainer.init(jax.random.key(0)))
+    np.testing.assert_array_equal(metrics.learner["rollout"].final_observation[:, 0, 0], [2, 4, 6])
+
+
 def replay_repeat(tag: float, repeat: int, limit: int, **events: int) -> list[dict[str, Any]]:
     """One lane of ``Scripted`` in plain Python, up to its end."""
     count, position, played, observation, ended = 0, 0.0, [], [0.0, tag, 0.0], None
@@ -200,12 +222,12 @@ def test_continuous_actions_are_clipped_on_their_way_in_and_discrete_ones_pass()
 
 
 @settings(deadline=None, derandomize=True)
-@given(lanes=st.integers(1, 20_000))
-def test_the_default_pool_has_a_quarter_of_the_lanes_and_at_least_32_entries(lanes):
-    layout = pool_layout(lanes)
+@given(lanes=st.integers(1, 20_000), decisions=st.integers(1, 1024))
+def test_the_default_pool_has_an_entry_for_64_environment_steps_at_least_32_and_at_most_4_a_lane(lanes, decisions):
+    layout = pool_layout(lanes, lanes * decisions)
     assert lanes % layout.group == 0
     groups = lanes // layout.group
-    wanted = max(lanes // 4, 32)
+    wanted = max(min(lanes * decisions // 64, 4 * lanes), 32)
     assert wanted <= groups * layout.entries < wanted + groups
 
 
@@ -214,20 +236,20 @@ def test_the_default_pool_has_a_quarter_of_the_lanes_and_at_least_32_entries(lan
 def test_a_multiple_of_32_lanes_a_device_can_be_divided(devices, times):
     """What the error about devices recommends must work."""
     lanes = 32 * devices * times
-    assert (lanes // pool_layout(lanes).group) % devices == 0
+    assert (lanes // group_size(lanes)) % devices == 0
 
 
 @settings(deadline=None, derandomize=True)
 @given(lanes=st.integers(1, 500), pool=st.integers(1, 2000))
 def test_a_pool_of_ones_own_size_has_at_least_that_many_entries(lanes, pool):
-    layout = pool_layout(lanes, pool)
+    layout = pool_layout(lanes, 16 * lanes, pool)
     assert (lanes // layout.group) * layout.entries >= pool
     assert layout.entries >= 1
 
 
 def test_a_pool_needs_an_entry():
     with pytest.raises(ValueError, match="reset_pool is 0"):
-        pool_layout(64, 0)
+        pool_layout(64, 1024, 0)
 
 
 def allocate(over: np.ndarray, group: int, entries: int) -> tuple[np.ndarray, int]:
@@ -258,9 +280,10 @@ def test_the_pool_is_given_out_like_a_plain_python_reference(over, layout):
     expected, expected_reuse = allocate(over, layout.group, layout.entries)
     for t in range(4):
         old = jnp.arange(8) + 10 * t
-        pool, new = _draw(pool, jnp.asarray(over[t]), old, layout)
+        used, new = _draw(pool, jnp.asarray(over[t]), old, layout)
+        pool = pool._replace(used=used)
         np.testing.assert_array_equal(new, np.where(over[t], expected[t] + 1000, old))
-    assert int(reused_resets(pool, layout)) == expected_reuse
+    assert int(reused_resets(pool.used, layout)) == expected_reuse
 
 
 _draw = jax.jit(draw_from_pool, static_argnums=3)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -350,7 +349,7 @@ def loss_of(params: Any, minibatch: Minibatch, config: azjax.PPOConfig, **settin
         "config": config,
         **settings,
     }
-    return ppo_loss(params, minibatch, jax.random.key(0), **arguments)
+    return ppo_loss(params, minibatch, **arguments)
 
 
 @pytest.mark.parametrize("value_clip", [float("inf"), 0.5])
@@ -425,6 +424,15 @@ def test_a_masked_observation_that_is_not_finite_reaches_no_gradient():
         after.params.network,
         expected.params.network,
     )
+
+
+def test_an_overflowing_ratio_that_is_clipped_has_no_gradient_rather_than_nan():
+    params, batch = moved_table(), table_batch()
+    batch = batch._replace(log_prob=batch.log_prob - 200.0, advantages=jnp.abs(batch.advantages))
+    config = table_config(entropy_coefficient=0.0, value_coefficient=0.0)
+    gradient, info = jax.grad(lambda p: loss_of(p, Minibatch(batch, batch.advantages), config), has_aux=True)(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, info)))
+    np.testing.assert_array_equal(gradient["loc"], 0.0)
 
 
 def test_a_policy_without_a_critic_has_monte_carlo_returns_and_no_value_loss():
@@ -644,6 +652,11 @@ def test_stop_at_kl_freezes_the_rest_of_the_update_and_no_more():
     np.testing.assert_array_equal(lenient.params.network["loc"], free.params.network["loc"])
 
 
+def test_a_schedule_length_without_a_falling_schedule_is_an_error():
+    with pytest.raises(ValueError, match="schedule_updates is 7, but schedule 'constant' doesn't fall"):
+        azjax.ppo(table_config(schedule_updates=7))
+
+
 def test_any_optax_transformation_replaces_the_default():
     gradient = jax.tree.map(lambda x: x[0], recorded_gradients())
     before, after, _ = fit_table(optimizer=optax.sgd(0.3), learning_rate=123e-3, max_grad_norm=1e-3)
@@ -663,10 +676,12 @@ def test_an_optimizer_and_a_schedule_exclude_each_other(extra):
         azjax.ppo(optimizer=optax.sgd(0.1), schedule=optax.constant_schedule(1.0))
 
 
-def test_a_non_finite_gradient_is_left_out_and_counted():
+@pytest.mark.parametrize("stop", [{}, {"stop_at_kl": True, "target_kl": 100.0}])
+@pytest.mark.parametrize("where", ["advantages", "log_prob"])  # in log_prob it makes the divergence NaN, too
+def test_a_non_finite_gradient_is_left_out_and_counted(where, stop):
     batch = table_batch()
-    broken = batch._replace(advantages=batch.advantages.at[5].set(jnp.inf))
-    settings = {"advantage_normalization": "none", "minibatches": 3, "learning_rate": 0.01}
+    broken = batch._replace(**{where: getattr(batch, where).at[5].set(jnp.nan)})
+    settings = {"advantage_normalization": "none", "minibatches": 3, "learning_rate": 0.01, **stop}
     before, after, info = fit_table(broken, **settings)
     assert float(info["skipped"]) == pytest.approx(1 / 3)
     changed = np.asarray(after.params.network["value"] != before.params.network["value"])
@@ -675,7 +690,7 @@ def test_a_non_finite_gradient_is_left_out_and_counted():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params.network))
     assert int(optax.tree.get(after.optimizer, "count")) == 2
 
-    before, after, info = fit_table(broken._replace(advantages=jnp.full(ROWS, jnp.nan)), **settings)
+    before, after, info = fit_table(broken._replace(**{where: jnp.full(ROWS, jnp.nan)}), **settings)
     assert float(info["skipped"]) == 1.0
     jax.tree.map(np.testing.assert_array_equal, after.params.network, before.params.network)
     jax.tree.map(np.testing.assert_array_equal, after.optimizer, before.optimizer)
@@ -755,10 +770,11 @@ def test_no_two_leaves_of_a_fresh_state_share_a_buffer():
 
 
 @pytest.mark.parametrize("mode", ["batch", "minibatch"])
-def test_devices_that_share_a_batch_learn_what_one_learns_from_all_of_it(mode):
+@pytest.mark.parametrize("first", [5, ROWS - 1])  # the devices keep 1 and 6 of their 6 entries, or 0 and 1
+def test_devices_that_share_a_batch_learn_what_one_learns_from_all_of_it(mode, first):
     """Exact also where their masks differ: a mean over all entries is no mean of the devices' means."""
     settings = {"advantage_normalization": mode, "normalize_returns": True, "epochs": 2, "learning_rate": 1e-3}
-    batch = table_batch()._replace(mask=jnp.arange(ROWS) > 4)  # the first device keeps 1 of its 6 entries
+    batch = table_batch()._replace(mask=jnp.arange(ROWS) >= first)
     _, expected, expected_info = fit_table(batch, **settings)
 
     learner = azjax.ppo(table_config(**settings), network=Table(), axis_name="devices")
@@ -770,9 +786,3 @@ def test_devices_that_share_a_batch_learn_what_one_learns_from_all_of_it(mode):
         np.testing.assert_array_equal(both[0], both[1])
     first = jax.tree.map(lambda x: x[0], (after, info))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), first, (expected, expected_info))
-
-
-def test_state_and_params_are_pytrees_without_strings():
-    _, state = learner_of(azjax.PPOConfig(gamma=0.9, lam=0.7, reward_scale=3.0, **SMALL))
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
-    assert isinstance(state, flax.struct.PyTreeNode) or dataclasses.is_dataclass(state)

@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_envs
 import yaml
 from rich.console import Console
 
 import azjax
 from azjax.config import ConfigError
 from azjax.counters import counter_from_int
-from azjax.envs.lanes import pool_layout
+from azjax.envs.lanes import group_size
 from azjax.evaluation import Episodes
 from azjax.ppo import PPOConfig
 from azjax.runs import console as console_module
@@ -92,6 +93,7 @@ def test_the_defaults_are_valid() -> None:
         *[(name, value) for name in ("evaluation_episodes", "reset_pool", "updates_per_call") for value in (0, 2**40)],
         ("seed", -1),
         ("seed", 2**32),
+        ("episode_length", 2**26),
         ("algorithm", "sac"),
         ("vectorize", "pmap"),
         ("env", "aant"),
@@ -146,7 +148,7 @@ def test_the_number_of_lanes_that_a_message_suggests_works(devices: int) -> None
     for lanes in (1, 8, 60, 64, 100, 512, 1000):
         options = options_of(lanes=lanes, minibatches=1)
         if options.fits(devices):
-            assert (lanes // pool_layout(lanes).group) % devices == 0
+            assert (lanes // group_size(lanes)) % devices == 0
             continue
         with pytest.raises(ConfigError) as caught:
             options.check_devices(devices)
@@ -224,6 +226,14 @@ def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path, occupant: str) 
     with pytest.raises(ConfigError, match=r"is not empty; choose another --run"):
         RunFolder(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    paths = [RunFolder.numbered(tmp_path / "runs" / "ant").path.name for _ in range(3)]
+    assert paths == ["ant", "ant-2", "ant-3"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't be"):
+        RunFolder.numbered(tmp_path / "file" / "ant")
 
 
 def test_a_file_in_place_of_the_folder_or_above_it_is_refused(tmp_path: Path) -> None:
@@ -517,7 +527,7 @@ MISSING = object()
         ("episode_length", float("nan"), "wrong type"),
         ("episode_length", INFINITY, "wrong type"),
         ("episode_length", 0, "episode_length is 0"),
-        ("episode_length", 10**30, "must lie between"),
+        ("episode_length", 10**30, "wrong type"),
         ("action_repeat", 0, "action_repeat is 0"),
         ("action_repeat", -1, "action_repeat is -1"),
         ("action_repeat", "2", "wrong type"),
@@ -540,7 +550,12 @@ MISSING = object()
         ("ppo.policy_hidden", [0], "at least 1 unit"),
         ("ppo.policy_hidden", [2] * 10_000, "wrong type"),
         ("ppo.policy_hidden", [5], "float32[4, 1]"),
-        ("ppo.policy_hidden", [10**20], "float32[4, 1]"),
+        ("ppo.policy_hidden", [10**20], "wrong type"),
+        ("ppo.policy_hidden", [2**40, 2**40], "wrong type"),
+        ("ppo.value_clip", 10**400, "wrong type"),
+        ("ppo.max_grad_norm", 10**400, "wrong type"),
+        ("action", {"kind": "Discrete", "size": 1}, "action is"),
+        ("observation", {"": [[5], "float32"]}, "observation is"),
         ("ppo.policy_hidden", [4, 4], "policy_torso/Dense_1"),
         ("ppo.activation", "sine", "sine"),
         ("ppo.activation", ["tanh"], "wrong type"),
@@ -878,9 +893,13 @@ def test_the_host_is_split_into_the_largest_number_of_cores_that_fits(
     assert settings == {"jax_num_cpu_devices": devices}
 
 
-def test_a_wanted_number_of_devices_is_what_the_host_is_split_into(settings: dict[str, Any]) -> None:
-    machine.split_host(lambda n: False, 5)
-    assert settings == {"jax_num_cpu_devices": 5}
+@pytest.mark.parametrize(("wanted", "devices"), [(1, 1), (5, 5), (6, 6), (500, 6)])
+def test_a_wanted_number_of_devices_is_what_the_host_is_split_into_up_to_its_cores(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, wanted: int, devices: int
+) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 6)
+    machine.split_host(lambda n: False, wanted)
+    assert settings == {"jax_num_cpu_devices": devices}
 
 
 def test_nothing_fits_then_one_device(settings: dict[str, Any]) -> None:
@@ -894,6 +913,7 @@ def test_the_users_xla_flags_are_respected(settings: dict[str, Any], monkeypatch
     machine.split_host(lambda n: True, 2)
     assert settings == {}
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setattr(machine, "available_cores", lambda: 2)
     machine.split_host(lambda n: True, 2)
     assert settings == {"jax_num_cpu_devices": 2}
 
@@ -1170,13 +1190,14 @@ def test_the_loop_writes_every_call_and_evaluates_what_it_trained(
 ) -> None:
     options = options_of(evaluations=evaluations, seed=3, quiet=True)
     fake = FakePrograms(options, per_call)
-    folder = RunFolder(tmp_path)
+    folder, saved = RunFolder(tmp_path), []
     with RunConsole(options.steps, quiet=True) as console:
-        state, episodes, clock = train_module.run_updates(options, fake.programs(), folder, console)
+        state, episodes, clock = train_module.run_updates(options, fake.programs(), folder, console, saved.append)
     calls = options.updates // per_call
     assert state.learner.params == calls
     due = sorted(train_module.evaluation_calls(calls, evaluations))
     assert [params for params, _ in fake.evaluated] == due
+    assert saved == due  # so that an interrupted run leaves the policy of its last evaluation
     records = read_metrics(tmp_path / "metrics.jsonl")
     steps = per_call * options.env_steps_per_update
     expected = []
@@ -1200,7 +1221,9 @@ def test_an_evaluation_has_as_many_episodes_as_were_asked_for(tmp_path: Path) ->
     options = options_of(evaluation_episodes=1)
     fake = FakePrograms(options, 20)  # whose devices play two
     with RunConsole(options.steps, quiet=True) as console:
-        _, episodes, _ = train_module.run_updates(options, fake.programs(), RunFolder(tmp_path), console)
+        _, episodes, _ = train_module.run_updates(
+            options, fake.programs(), RunFolder(tmp_path), console, lambda params: None
+        )
     np.testing.assert_array_equal(episodes.episode_return, [1.0])
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["eval/episodes"] == 1
     frames = object()
@@ -1213,7 +1236,9 @@ def test_every_evaluation_has_a_key_of_its_own_that_training_does_not_use(tmp_pa
         options = options_of(evaluations=20, seed=seed)
         fake = FakePrograms(options, 1)
         with RunConsole(options.steps, quiet=True) as console:
-            train_module.run_updates(options, fake.programs(), RunFolder(tmp_path / str(seed)), console)
+            train_module.run_updates(
+                options, fake.programs(), RunFolder(tmp_path / str(seed)), console, lambda params: None
+            )
         keys += fake.init_keys + [key for _, key in fake.evaluated]
     assert len(set(keys)) == len(keys) == 2 * 21
 
@@ -1222,10 +1247,72 @@ def test_an_interrupted_loop_leaves_whole_lines(tmp_path: Path) -> None:
     options = options_of(evaluations=4)
     fake = FakePrograms(options, 1, fail_at=8)
     with pytest.raises(KeyboardInterrupt), RunConsole(options.steps, quiet=True) as console:
-        train_module.run_updates(options, fake.programs(), RunFolder(tmp_path), console)
+        train_module.run_updates(options, fake.programs(), RunFolder(tmp_path), console, lambda params: None)
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert len([r for r in records if "train/episodes" in r]) >= 6
     assert all("env_steps" in r for r in records)
+
+
+def test_an_evaluation_in_which_everything_broke_does_not_end_a_run() -> None:
+    broken = make_episodes([1.0, 2.0])._replace(nonfinite=np.ones(2, bool))
+    statistics = train_module.evaluation_statistics(broken)
+    assert statistics == {"episodes": 0, "nonfinite_episodes": 2, "returns": []}
+    state = SimpleNamespace(env_steps=counter_from_int(64))
+    record = train_module.evaluation_record(state, broken, 1.0)
+    assert (record["eval/episodes"], record["eval/nonfinite_episodes"]) == (0, 2)
+    assert "broke in every evaluation episode" in train_module.evaluation_line(record)
+    ((name, text),) = train_module.return_rows(statistics)
+    assert (name, "unknown" in text) == ("episode return", True)
+
+
+def test_an_environment_that_cannot_be_drawn_has_no_replay() -> None:
+    assert not train_module.has_scene(azjax.make_env(toy_envs.BareBrax()))
+    assert train_module.has_scene(azjax.make_env("inverted_pendulum"))
+
+
+def test_a_replay_ends_where_its_poses_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = azjax.make_env("inverted_pendulum")
+    positions = np.zeros((11, 2, 3), np.float32)
+    rotations = np.broadcast_to(np.float32([1, 0, 0, 0]), (11, 2, 4)).copy()
+    rotations[6] = np.nan
+    frames = SimpleNamespace(recorded=(positions, rotations), reward=np.zeros(11, np.float32))
+    episodes = make_episodes([1.0])._replace(frames=frames, length=np.int32([10]), terminated=np.zeros(1, bool))
+    written: dict[str, Any] = {}
+
+    def write(path: Path, scene: Any, positions: Any, rotations: Any, **rest: Any) -> None:
+        written.update(positions=positions, rotations=rotations, **rest)
+
+    monkeypatch.setattr(train_module, "write_replay", write)
+    train_module.save_replay(tmp_path / "replay.html", env, episodes, 1, "title")
+    assert len(written["positions"]) == len(written["rotations"]) == len(written["rewards"]) == 6
+
+
+def test_more_than_fits_into_memory_is_refused_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = azjax.make_env("inverted_pendulum")
+    options = options_of(lanes=2**20, rollout_length=2**10, env="inverted_pendulum")
+    monkeypatch.setattr(machine, "free_memory", lambda devices: 60 * 2**30 - 1)
+    with pytest.raises(ConfigError, match=r"1048576 lanes x 1024 decisions takes 60.0 GiB or more, and 60.0 GiB"):
+        train_module.check_memory(options, env)  # 2 x (4 + 1) + 5 numbers of 4 bytes
+    monkeypatch.setattr(machine, "free_memory", lambda devices: None)
+    train_module.check_memory(options, env)
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    free = machine.free_memory(jax.devices())
+    assert free is not None
+    assert 2**24 < free < 2**50
+
+
+def test_the_source_has_a_digest_that_a_changed_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.versions()["azjax-source"] == machine.source_digest()
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "runs" / "machine.py"))
+    (tmp_path / "a.py").write_text("1")
+    first = machine.source_digest()
+    (tmp_path / "notes.txt").write_text("not code")
+    assert machine.source_digest() == first
+    (tmp_path / "a.py").write_text("2")
+    assert machine.source_digest() != first
 
 
 def test_the_default_folder_says_what_ran() -> None:

@@ -138,7 +138,7 @@ def test_the_next_observation_is_the_final_one_unless_the_lane_ended_and_then_a_
 
 def test_resets_are_fresh_in_every_update_and_wrapping_is_counted(lanes_program, lanes_metrics):
     """brax gives a lane its own first state for ever. Here an entry repeats only when its group has used them all."""
-    layout = pool_layout(64)
+    layout = pool_layout(64, 64 * 16)
     groups = 64 // layout.group
     assert lanes_program.trainer.reset_group == layout.group == 8
     seen: set[float] = set(lanes_metrics[0].learner["rollout"].observation[0, :, 1].tolist())
@@ -294,6 +294,51 @@ def test_broken_lanes_leave_the_learner_finite(ppo_updates):
     assert azjax.counter_to_int(state.learner.params.statistics.count) == 4 * 32 * 8
 
 
+class BrokenStarts(toy_envs.Target):
+    """A fifth of the episodes start with broken physics."""
+
+    def reset(self, key: Any, params: Any) -> azjax.EnvState:
+        state = super().reset(key, params)
+        broken = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2)
+        return state.replace(observation=jnp.where(broken, jnp.nan, state.observation))
+
+
+def test_a_broken_initial_state_takes_no_part_and_stops_nothing():
+    """One NaN in a batch would make all its normalised advantages NaN, and every update would be skipped."""
+    config = azjax.PPOConfig(**TINY | {"minibatches": 2})
+    learner = toy_envs.spy(azjax.ppo(config))
+    trainer = azjax.make_trainer(BrokenStarts(), learner, lanes=64, rollout_length=4, vectorize=plain_vmap)
+    state, metrics = azjax.compile(trainer, updates_per_call=3).step(jax.jit(trainer.init)(jax.random.key(0)))
+    batch, rollout = metrics.learner["batch"], metrics.learner["rollout"]
+    broken = np.isnan(rollout.observation[..., 0])
+    assert 0.1 < broken.mean() < 0.3
+    np.testing.assert_array_equal(batch.mask, ~broken)
+    assert np.isfinite(np.asarray(batch.advantages)[~broken]).all()
+    np.testing.assert_array_equal(metrics.nonfinite_lanes, broken.sum(axis=(1, 2)))
+    np.testing.assert_array_equal(metrics.learner["skipped"], 0.0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
+    assert azjax.counter_to_int(state.learner.params.statistics.count) == (~broken).sum()
+
+
+def test_each_update_resets_as_often_as_its_pool_has_entries():
+    """Wrappers that reset every lane on every step spend more on resets than on physics."""
+    resets: list[int] = []
+
+    class Counted(toy_envs.Target):
+        def reset(self, key: Any, params: Any) -> azjax.EnvState:
+            jax.debug.callback(lambda _: resets.append(1), jax.random.key_data(key))
+            return super().reset(key, params)
+
+    trainer = azjax.make_trainer(Counted(), toy_envs.idle(), lanes=64, rollout_length=40, vectorize=plain_vmap)
+    state = jax.jit(trainer.init)(jax.random.key(0))
+    jax.effects_barrier()
+    assert len(resets) == 64
+    jax.block_until_ready(jax.jit(trainer.step)(state))
+    jax.effects_barrier()
+    layout = pool_layout(64, 64 * 40)
+    assert len(resets) - 64 == layout.entries * 64 // layout.group == 40
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(ppo_program, ppo_updates):
     state = ppo_program.compiled.init(jax.random.key(3))
     for _ in range(4):
@@ -383,7 +428,9 @@ AXIS = "devices"
 def on_devices():
     """Programs and three updates of the same training on 1, 2 and 4 devices."""
     env = toy_envs.Scripted(6, terminate=(3, 12), nan_observation=(2, 60))
-    config = azjax.PPOConfig(learning_rate=1e-3, advantage_normalization="batch", normalize_returns=True, **TINY)
+    config = azjax.PPOConfig(
+        learning_rate=1e-3, entropy_coefficient=0.01, advantage_normalization="batch", normalize_returns=True, **TINY
+    )
     learner = toy_envs.spy(azjax.ppo(config, axis_name=AXIS), AXIS)
     trainer = azjax.make_trainer(
         env, learner, lanes=32, rollout_length=6, reset_pool=16, axis_name=AXIS, vectorize=plain_vmap
@@ -434,7 +481,7 @@ def test_rollouts_are_the_same_for_every_device_count(count, on_devices, require
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_parameters_are_equal_for_every_device_count(count, on_devices, require_devices):
-    """Within 1e-4 for one minibatch per epoch, statistics and optimizer included."""
+    """Within 1e-4 for one minibatch per epoch, statistics, optimizer and entropy bonus included."""
     require_devices(count)
     one, _, _ = on_devices(1)
     many, _, _ = on_devices(count)
@@ -502,6 +549,23 @@ def test_counts_below_1_are_errors(name):
 def test_an_update_that_overflows_the_counter_is_an_error():
     with pytest.raises(ValueError, match=r"2\^31"):
         idle_trainer(lanes=2**16, rollout_length=2**15)
+
+
+def test_lengths_that_overflow_when_added_up_are_an_error():
+    with pytest.raises(ValueError, match=r"episodes of 1000000 .* too long for 4096 lanes"):
+        azjax.make_trainer(toy_envs.Target(1_000_000), toy_envs.idle(), lanes=4096, rollout_length=1)
+
+
+def test_a_policy_with_a_recurrent_state_is_refused_rather_than_run_without_it():
+    learner = toy_envs.idle()
+
+    def act(params: Any, observation: Any, carry: Any, key: Any, *, deterministic: bool = False) -> Any:
+        action, _, info = learner.act(params, observation, carry, key)
+        return action, jnp.zeros(3), info
+
+    trainer = azjax.make_trainer(toy_envs.Target(), learner._replace(act=act), lanes=8, rollout_length=2)
+    with pytest.raises(ValueError, match="recurrent state"):
+        jax.eval_shape(lambda key: trainer.step(trainer.init(key)), jax.random.key(0))
 
 
 def test_a_mesh_without_an_axis_name_is_an_error():

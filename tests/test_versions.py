@@ -183,8 +183,10 @@ def test_known_defects_of_the_cpu_backend_are_absent(issue, program, tmp_path):
 # Importing azjax
 
 
-def test_importing_azjax_prints_nothing(tmp_path):
-    done = run_python("import azjax", tmp_path)
+def test_importing_azjax_prints_nothing_and_leaves_the_environment_variables_alone(tmp_path):
+    """Playground's import overwrites XLA_FLAGS, MUJOCO_GL and two more."""
+    program = "import os; before = dict(os.environ); import azjax; azjax.make_env('ant'); assert os.environ == before"
+    done = run_python(program, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

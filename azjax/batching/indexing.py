@@ -118,7 +118,9 @@ _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
 def scatter(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     """Slices if the indices are known, one scatter of whole batches if the lanes share them."""
     operand, indices, updates = inputs
-    if indices.batched:
+    # `x.at[i].apply(f)` is a plain scatter with a program of its own, which takes the place of its updates.
+    applies = eqn.name == "scatter" and eqn.params.get("update_jaxpr") is not None
+    if indices.batched or applies:
         return None
     form, (shape, _, update_shape) = scatter_form(eqn.params), (aval.shape for aval in eqn.in_avals)
     target, source = batch.full(operand, shape), batch.full(updates, update_shape)

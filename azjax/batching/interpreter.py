@@ -46,7 +46,6 @@ class Batch:
     size: int
     fallbacks: list[str] | None = None
     warned: set[str] = dataclasses.field(default_factory=set)
-    programs: dict[int, tuple[Any, Program]] = dataclasses.field(default_factory=dict)
 
     def full(self, value: Value, shape: Sequence[int]) -> Any:
         """The value as a batched array `[*shape, B]`."""

@@ -37,7 +37,7 @@ ELEMENTWISE = (
     "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow",
     "random_gamma_grad", "real", "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt",
     "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square",
-    "stop_gradient", "sub", "tan", "tanh", "xor", "zeta",
+    "sub", "tan", "tanh", "xor", "zeta",
 )
 # fmt: on
 
@@ -204,12 +204,18 @@ def dot_general(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
     if work > ELEMENTWISE_DOT or (wide and length > LONGEST_UNROLLED):
         return None
 
-    dtype = eqn.out_avals[0].dtype
+    result_type = eqn.out_avals[0].dtype
+    if result_type == np.bool_:
+        return None
+    # Half-precision products are added up in float32, as a matrix unit does.
+    half = result_type.itemsize == 2 and jnp.issubdtype(result_type, jnp.floating)
+    dtype = np.dtype(np.float32) if half else result_type
     left, right = (_spread(inputs[side], shapes[side], side, parallel, free, contracted) for side in (0, 1))
     left, right = left.astype(dtype), right.astype(dtype)
     if length > SHORT_CONTRACTION and not wide:
-        return batched(jnp.sum(left * right, axis=-2, dtype=dtype))
+        return batched(jnp.sum(left * right, axis=-2, dtype=dtype).astype(result_type))
     product = functools.reduce(lax.add, (left[..., k, :] * right[..., k, :] for k in range(length)))
+    product = product.astype(result_type)
     return batched(settle(product) if matrix > COSTLY_PRODUCT else product)
 
 

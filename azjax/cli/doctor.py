@@ -18,8 +18,6 @@ from azjax.ppo import PPOConfig, ppo
 from azjax.runs import machine
 from azjax.training import compile, make_mesh, make_trainer
 
-AXIS = "lanes"
-
 
 @dataclasses.dataclass(frozen=True)
 class DoctorOptions:
@@ -44,7 +42,11 @@ def run(args: Sequence[str], prog: str) -> int:
     print(f"{'CPU':<18}{devices['cpu']}, {devices['cores']} cores")
     print(f"{'cache':<18}{machine.use_cache() or 'off: no folder can be written'}")
     precise = check_precision()
-    trains = options.quick or check_training()
+    try:
+        trains = options.quick or check_training()
+    except Exception as error:  # whatever it is, saying so is this command's task
+        print(f"{'training step':<18}broken: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        trains = False
     return 0 if precise and trains else 1
 
 
@@ -68,9 +70,11 @@ def check_training() -> bool:
     start = time.monotonic()
     print(f"{'training step':<18}compiling ...", flush=True)
     count = jax.device_count()
-    learner = ppo(PPOConfig(epochs=1, minibatches=1), axis_name=AXIS)
-    trainer = make_trainer(make_env("inverted_pendulum"), learner, lanes=8 * count, rollout_length=4, axis_name=AXIS)
-    program = compile(trainer, make_mesh(count, AXIS))
+    learner = ppo(PPOConfig(epochs=1, minibatches=1), axis_name=machine.AXIS)
+    trainer = make_trainer(
+        make_env("inverted_pendulum"), learner, lanes=8 * count, rollout_length=4, axis_name=machine.AXIS
+    )
+    program = compile(trainer, make_mesh(count, machine.AXIS))
     state, metrics = program.step(program.init(jax.random.key(0)))
     finite = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.learner.params.network))
     steps = counter_to_int(jax.tree.map(lambda x: x[-1], metrics.env_steps))

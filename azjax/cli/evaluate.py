@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from azjax.batching import minor_vmap
 from azjax.cli.parsing import parse
 from azjax.config import require_number
-from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
+from azjax.evaluation import compile_evaluator, make_evaluator, summarize
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import check_output, write_json
 from azjax.runs.policy import load_policy
 from azjax.training import make_mesh
 
-AXIS = "lanes"
 _MOST_LANES = 1024
 
 
@@ -73,21 +73,22 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         lanes=lanes,
         deterministic=not options.stochastic,
         action_repeat=policy.action_repeat,
-        axis_name=AXIS,
+        axis_name=machine.AXIS,
         vectorize=minor_vmap,
     )
-    key = jax.random.fold_in(jax.random.key(options.seed), 0xE7A1)
+    key = jax.random.key(options.seed)
     with machine.quiet_loading():
-        program = compile_evaluator(evaluator, make_mesh(devices, AXIS)).lower(policy.params, key).compile()
-    rounds = -(-options.episodes // (lanes * devices))
-    parts = [jax.device_get(program(policy.params, jax.random.fold_in(key, n))) for n in range(rounds)]
+        compiled = compile_evaluator(evaluator, make_mesh(devices, machine.AXIS))
+        program = compiled.lower(policy.params, key, jnp.int32(0)).compile()
+    starts = range(0, options.episodes, lanes * devices)
+    parts = [jax.device_get(program(policy.params, key, jnp.int32(start))) for start in starts]
     joined = jax.tree.map(lambda *x: np.concatenate(x)[: options.episodes], *parts)
     return {
         "env": policy.env.name,
         "backend": policy.env.backend,
         "deterministic": not options.stochastic,
         "seed": options.seed,
-        **summarize(Episodes(*joined)),
+        **summarize(joined),
     }
 
 

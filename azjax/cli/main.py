@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without "±" must not end a run
+            stream.reconfigure(errors="replace")
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0 if args else WRONG_INPUT
@@ -50,11 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG_INPUT
-    except RuntimeError as error:
-        if "nitialize backend" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+            mend = "use fewer --lanes, a shorter --rollout-length or fewer --evaluation-episodes"
+            print(f"{prog}: error: out of memory: {reason}; {mend}", file=sys.stderr)
+        elif "nitialize backend" in reason:
+            print(f"{prog}: error: JAX can't use its devices: {reason}; see azjax doctor", file=sys.stderr)
+        else:
             raise
-        reason = str(error).splitlines()[0]
-        print(f"{prog}: error: JAX can't use its devices: {reason}; see azjax doctor", file=sys.stderr)
         return BROKEN
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

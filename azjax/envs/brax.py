@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from azjax.config import require, require_number
 from azjax.envs.base import EnvState
@@ -22,7 +23,7 @@ from azjax.types import ActionSpec, Array, Box, Key, ObservationSpec
 
 BACKENDS = ("spring", "positional", "generalized", "mjx")
 _ALL = BACKENDS
-# inverted_pendulum .. walker2d: which pipelines each environment of brax 0.14.2 accepts (tests step every pair)
+# Which pipelines each environment of brax 0.14.2 accepts; `pytest -m slow` steps every pair.
 SUPPORTED: dict[str, tuple[str, ...]] = {
     "ant": _ALL,
     "halfcheetah": _ALL,
@@ -139,14 +140,15 @@ class BraxEnvironment:
     """A Brax environment, or an object that looks like one, behind azjax's protocol.
 
     Args:
-      env: object with ``reset(rng) -> state`` and ``step(state, action) -> state``, where a state has ``obs``,
-        ``reward``, ``done`` and ``replace``; ``info["truncation"]``, if there and not 0, marks an end as a time limit.
+      env: object with ``reset(rng) -> state``, ``step(state, action) -> state`` and ``action_size``, where a state has
+        ``obs``, ``reward``, ``done`` and ``replace``; ``info["truncation"]``, if there and not 0, marks an end as a
+        time limit.
       name: what to call it.
       episode_length: the time limit in environment steps.
       randomization: ranges of physics factors drawn per episode; needs Brax's ``env.sys``.
 
     Raises:
-      ValueError: if ``env`` is already wrapped for training, or cannot be randomised.
+      ValueError: if ``env`` has no ``action_size``, is already wrapped for training, or cannot be randomised.
     """
 
     def __init__(
@@ -159,8 +161,12 @@ class BraxEnvironment:
     ) -> None:
         wrapper = type(env).__module__
         require(
-            ".wrappers" not in wrapper,
+            ".wrapper" not in wrapper,
             f"{type(env).__name__} is a training wrapper; pass the bare environment: azjax vectorises and resets",
+        )
+        require(
+            isinstance(getattr(env, "action_size", None), int | np.integer),
+            f"{type(env).__name__} has no action_size, the number of its actions; add it as an integer attribute",
         )
         require_number("episode_length", episode_length, 1, 2**30)
         if randomization is not None:

@@ -22,6 +22,8 @@ Vectorize = Callable[[Callable[..., Any]], Callable[..., Any]]
 # number of groups, so which reset a lane gets doesn't depend on the devices.
 LARGEST_GROUP = 32
 _SMALLEST_POOL = 32
+_ENV_STEPS_PER_ENTRY = 64
+_MOST_ENTRIES = 4  # a lane
 
 
 def plain_vmap(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,11 +48,7 @@ def take_lanes(tree: Any, index: Array) -> Any:
 
 def _finite(tree: Any) -> Array:
     """Bool ``[B]``: whether all numbers of a batch-last tree are finite in a lane."""
-    flags = [
-        jnp.all(jnp.isfinite(x), axis=tuple(range(x.ndim - 1)))
-        for x in jax.tree.leaves(tree)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-    ]
+    flags = [jnp.all(jnp.isfinite(x), axis=tuple(range(x.ndim - 1))) for x in jax.tree.leaves(tree)]
     return jnp.stack(flags).all(axis=0)
 
 
@@ -149,21 +147,55 @@ class PoolLayout(NamedTuple):
     entries: int  # initial states in a group's pool
 
 
-def pool_layout(lanes: int, reset_pool: int | None = None) -> PoolLayout:
+def group_size(lanes: int) -> int:
+    """How many consecutive lanes share a pool and must stay on one device; ``lanes`` counts all devices'."""
+    largest = max(1, min(LARGEST_GROUP, lanes // 8))
+    # A power of 2, so that 32 lanes a device, times any number, can always be divided in whole groups.
+    return math.gcd(lanes, 1 << (largest.bit_length() - 1))
+
+
+def check_division(lanes: int, devices: int) -> None:
+    """Raises ``ValueError`` unless the lanes can be divided among the devices in whole groups."""
+    group = group_size(lanes)
+    require(
+        lanes // group % devices == 0,
+        f"{lanes} lanes can't be divided among {devices} devices in whole groups of {group}; "
+        f"use a multiple of {LARGEST_GROUP * devices} lanes",
+    )
+
+
+def check_lengths(lanes: int, episode_length: int, env_steps: int) -> None:
+    """Raises ``ValueError`` unless the lengths of all episodes that may end in an update add up to less than 2^31."""
+    require(
+        env_steps + lanes * episode_length < 2**31,
+        f"episodes of {episode_length} environment steps are too long for {lanes} lanes: their lengths in one update, "
+        "added up, must stay below 2^31; use fewer lanes or a shorter episode_length",
+    )
+
+
+def default_pool(lanes: int, env_steps: int) -> int:
+    """Initial states that an update prepares: one for every 64 environment steps, at least 32, at most 4 a lane.
+
+    So the pool's cost beside the rollout doesn't depend on how lanes, rollout length and action repeat are chosen, and
+    its memory stays within a few times that of the lanes.
+    """
+    return max(min(env_steps // _ENV_STEPS_PER_ENTRY, _MOST_ENTRIES * lanes), _SMALLEST_POOL)
+
+
+def pool_layout(lanes: int, env_steps: int, reset_pool: int | None = None) -> PoolLayout:
     """Groups of lanes and the entries of each group's pool.
 
     Args:
       lanes: the number of lanes on all devices together.
-      reset_pool: initial states for all lanes together; default a quarter of the lanes, at least 32.
+      env_steps: environment steps of all lanes in one update.
+      reset_pool: initial states for all lanes together; default ``default_pool(lanes, env_steps)``.
 
     Raises:
       ValueError: if the pool is smaller than 1.
     """
-    pool = max(lanes // 4, _SMALLEST_POOL) if reset_pool is None else reset_pool
+    pool = default_pool(lanes, env_steps) if reset_pool is None else reset_pool
     require(pool >= 1, f"reset_pool is {pool}; it must be at least 1")
-    largest = max(1, min(LARGEST_GROUP, lanes // 8))
-    # A power of 2, so that 32 lanes a device, times any number, can always be divided in whole groups.
-    group = math.gcd(lanes, 1 << (largest.bit_length() - 1))
+    group = group_size(lanes)
     return PoolLayout(group=group, entries=max(1, math.ceil(pool * group / lanes)))
 
 
@@ -190,8 +222,12 @@ def fill_pool(env: Environment, vectorize: Vectorize, key: Key, lane_index: Arra
     return Pool(states=reset_lanes(env, vectorize, keys), used=jnp.zeros(groups.shape, jnp.int32))
 
 
-def draw_from_pool(pool: Pool, over: Array, state: EnvState, layout: PoolLayout) -> tuple[Pool, EnvState]:
-    """Gives each lane that is ``over`` (bool ``[B]``) its group's next initial state, wrapping when all are used."""
+def draw_from_pool(pool: Pool, over: Array, state: EnvState, layout: PoolLayout) -> tuple[Array, EnvState]:
+    """Gives each lane that is ``over`` (bool ``[B]``) its group's next initial state, wrapping when all are used.
+
+    Returns:
+      ``Pool.used`` after that, and the states.
+    """
     by_group = over.reshape(-1, layout.group)
     number = pool.used[:, None] + jnp.cumsum(by_group, axis=1, dtype=jnp.int32) - 1
     group = jnp.arange(by_group.shape[0], dtype=jnp.int32)[:, None]
@@ -201,9 +237,9 @@ def draw_from_pool(pool: Pool, over: Array, state: EnvState, layout: PoolLayout)
         lambda: select_lanes(over, take_lanes(pool.states, index), state),
         lambda: state,
     )
-    return pool._replace(used=pool.used + by_group.sum(axis=1, dtype=jnp.int32)), state
+    return pool.used + by_group.sum(axis=1, dtype=jnp.int32), state
 
 
-def reused_resets(pool: Pool, layout: PoolLayout) -> Array:
-    """int32 []: resets that had to take an initial state a second time."""
-    return jnp.maximum(pool.used - layout.entries, 0).sum()
+def reused_resets(used: Array, layout: PoolLayout) -> Array:
+    """int32 []: resets that had to take an initial state a second time, from ``Pool.used`` ``[groups]``."""
+    return jnp.maximum(used - layout.entries, 0).sum()

@@ -9,6 +9,8 @@ from azjax.config import ConfigError, require
 from azjax.envs.base import Environment
 from azjax.envs.brax import SUPPORTED, BraxEnvironment, Randomization, load_brax
 
+DEFAULT_EPISODE_LENGTH = 1000
+
 
 def nearest(word: str, known: list[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known word, or an empty string."""
@@ -37,7 +39,7 @@ def make_env(
     env: str | Any,
     backend: str | None = None,
     *,
-    episode_length: int = 1000,
+    episode_length: int | None = None,
     randomize: bool | Randomization = False,
     **settings: Any,
 ) -> Environment:
@@ -46,7 +48,7 @@ def make_env(
     Args:
       env: a name that ``azjax envs`` lists; or an object; an object that follows azjax's protocol comes back as it is.
       backend: physics of a named environment: spring, positional, generalized or mjx. Default: spring where it exists.
-      episode_length: the time limit in environment steps.
+      episode_length: the time limit in environment steps; default 1000.
       randomize: draw friction, mass and motor strength anew for each episode, from the default or the given ranges.
       **settings: what the named environment's own constructor takes, e.g. ``reset_noise_scale=0.0``.
 
@@ -54,11 +56,12 @@ def make_env(
       An ``Environment``.
 
     Raises:
-      ValueError: for an unknown name, an impossible pair of name and backend, or settings that don't exist.
+      ValueError: for an unknown name, an impossible pair of name and backend, or settings that don't exist or apply.
       TypeError: for an object without ``reset`` and ``step``.
     """
     randomization = Randomization() if randomize is True else (randomize or None)
     if isinstance(env, str):
+        episode_length = DEFAULT_EPISODE_LENGTH if episode_length is None else episode_length
         backend = backend or default_backend(env)
         check_env_name(env, backend)
         try:
@@ -68,7 +71,12 @@ def make_env(
         return BraxEnvironment(bare, name=env, episode_length=episode_length, randomization=randomization)
     require(backend is None and not settings, "backend and settings apply to environments given by name only")
     if hasattr(env, "sample_params") and hasattr(env, "observation_spec"):
+        require(
+            episode_length is None and randomization is None,
+            f"{type(env).__name__} follows azjax's protocol: set its own episode_length and sample_params instead",
+        )
         return env  # type: ignore[no-any-return]
+    episode_length = DEFAULT_EPISODE_LENGTH if episode_length is None else episode_length
     if not (callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None))):
         raise TypeError(f"an environment is a name or an object with reset and step, not {type(env).__name__}")
     return BraxEnvironment(env, episode_length=episode_length, randomization=randomization)

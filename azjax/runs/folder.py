@@ -29,6 +29,21 @@ class RunFolder:
             raise ConfigError(f"run folder {path} can't be made: {error.strerror}; choose another --run") from error
         require(os.access(path, os.W_OK), f"run folder {path} can't be written; choose another --run")
 
+    @classmethod
+    def numbered(cls, path: Path) -> RunFolder:
+        """A folder that no other run has: ``path``, or with -2, -3, ... behind it where others were first."""
+        candidate, number = path, 1
+        while candidate.parent.is_dir() or number == 1:
+            try:
+                candidate.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+                candidate = path.with_name(f"{path.name}-{number}")
+            except OSError:
+                break  # the constructor says what is wrong
+        return cls(candidate)
+
     def file(self, name: str) -> Path:
         """The path of a file in the folder."""
         return self.path / name
@@ -48,10 +63,9 @@ def check_output(path: Path) -> None:
     """Raises ``ConfigError`` unless a new file can be written at ``path``."""
     require(not os.path.lexists(path), f"{path} exists already; choose another --output")
     require(os.path.isdir(path.parent), f"folder {path.parent} does not exist; make it, or choose another --output")
-    temporary = path.with_name(path.name + ".part")
     try:
-        temporary.touch()
-        temporary.unlink()
+        path.touch(exist_ok=False)
+        path.unlink()
     except OSError as error:
         raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --output") from error
 

@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ PACKAGES = (
     "orbax-checkpoint",
     "numpy",
 )
+AXIS = "lanes"  # the name of the device axis in all programs that the command line runs
 _SMALLEST_CACHED = 1 << 16  # bytes
+_SOURCES = (".py", ".yaml", ".html", ".js")
 
 
 def available_cores() -> int:
@@ -43,7 +45,9 @@ def split_host(fits: Callable[[int], bool], wanted: int | None = None) -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    count = wanted or next((n for n in range(available_cores(), 0, -1) if fits(n)), 1)
+    cores = available_cores()
+    # More devices than cores would only slow each other down; who asks for them is told how many there are.
+    count = min(wanted, cores) if wanted else next((n for n in range(cores, 0, -1) if fits(n)), 1)
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
 
@@ -113,13 +117,38 @@ def quiet_loading() -> Iterator[None]:
                 os.write(2, b"".join(rest))
 
 
+def source_digest() -> str:
+    """A digest of azjax's own files, which tells revisions of one version apart."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for path in sorted(package.rglob("*")):
+        if path.suffix in _SOURCES:
+            digest.update(f"{path.relative_to(package).as_posix()} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "azjax-source": source_digest()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def free_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that can still be had on these devices together; ``None`` where nothing says so."""
+    if devices[0].platform == "cpu":
+        with contextlib.suppress(OSError, ValueError):
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return None
+    statistics = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in s for s in statistics):
+        return None
+    return sum(int(s["bytes_limit"]) - int(s.get("bytes_in_use", 0)) for s in statistics)
 
 
 def describe_devices() -> dict[str, Any]:

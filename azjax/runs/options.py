@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from azjax.config import ConfigError, require, require_number
-from azjax.envs.lanes import LARGEST_GROUP, pool_layout
+from azjax.envs.lanes import check_division, check_lengths
 from azjax.envs.registry import check_env_name, default_backend, nearest
 from azjax.ppo import PPOConfig
 
@@ -45,17 +45,17 @@ class TrainOptions:
     episode_length: int = 1000
     """Time limit of an episode in environment steps."""
     reset_pool: int | None = None
-    """Fresh initial states that each update prepares. Default: a quarter of the lanes, at least 32."""
+    """Fresh initial states that each update prepares. Default: one for 64 environment steps, at least 32."""
     stagger: bool = True
     """Random time limits of the lanes' first episodes, so that they don't all reach the time limit together."""
     randomize: bool = False
     """Draw friction, mass and motor strength anew for each episode."""
     evaluations: int = 5
-    """Evaluations spread over the run; the last one comes after the last update."""
+    """Evaluations spread over the run, at most one a call; the last one comes after the last update."""
     evaluation_episodes: int = 64
     """Full episodes of each evaluation."""
     devices: int | None = None
-    """Devices to use. Default: all; on a CPU, as many cores as divide the lanes."""
+    """Devices to use. Default: as many as lanes and minibatches can be divided among; a CPU has one a core."""
     updates_per_call: int | None = None
     """Updates between two looks at the metrics; must divide the number of updates. Default: chosen."""
     vectorize: Literal["minor", "vmap"] = "minor"
@@ -101,6 +101,7 @@ class TrainOptions:
             f"an update of {self.env_steps_per_update} environment steps is too long; "
             "lanes x rollout-length x action-repeat must stay below 2^31",
         )
+        check_lengths(self.lanes, self.episode_length, self.env_steps_per_update)
         for name in ("reset_pool", "devices", "updates_per_call"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), 1, 2**30)
@@ -116,12 +117,7 @@ class TrainOptions:
 
     def check_devices(self, devices: int) -> None:
         """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""
-        groups = self.lanes // pool_layout(self.lanes, self.reset_pool).group
-        require(
-            groups % devices == 0,
-            f"{self.lanes} lanes can't be divided among {devices} devices; "
-            f"use a multiple of {LARGEST_GROUP * devices} lanes",
-        )
+        check_division(self.lanes, devices)
         decisions = self.lanes * self.rollout_length // devices
         require(
             decisions % self.ppo.minibatches == 0,

@@ -28,6 +28,7 @@ SCHEMA = 1
 _LARGEST_JSON = 1 << 20
 _LARGEST_NPZ = 1 << 30
 _MOST_LAYERS = 64
+_WIDEST_LAYER = 1 << 20
 _MEND = "evaluate another run, or another copy of this one"
 # What JSON gives for each field; a float may come as a whole number.
 _DESCRIPTION_TYPES: dict[str, Any] = {
@@ -89,7 +90,6 @@ def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOCo
         np.savez(file, allow_pickle=False, **named_arrays(params))
     os.replace(temporary, folder / "policy.npz")
     digest = params_sha256(params)
-    spec = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_spec(env).items()}
     write_json(
         folder / "policy.json",
         {
@@ -98,8 +98,7 @@ def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOCo
             "env": env.name,
             "backend": env.backend,
             **settings,
-            "observation": spec,
-            "action": {"kind": type(env.action_spec).__name__, **dataclasses.asdict(env.action_spec)},
+            **_describe_spaces(env),
             "ppo": _plain_config(config),
             "params_sha256": digest,
         },
@@ -134,6 +133,12 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
         episode_length=description["episode_length"],
         randomize=description["randomize"],
     )
+    for name, space in _describe_spaces(env).items():
+        found = description.get(name)
+        require(
+            found == space,
+            f"{path / 'policy.json'}: {name} is {reprlib.repr(found)}, but {env.name} has {space}; {_MEND}",
+        )
     learner = ppo(config)
     shapes = jax.eval_shape(
         lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
@@ -155,24 +160,31 @@ def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for name, wanted in types.items():
         value = values[name]
         if wanted is tuple:
-            fits = isinstance(value, tuple) and len(value) <= _MOST_LAYERS and all(type(n) is int for n in value)
+            fits = isinstance(value, tuple) and len(value) <= _MOST_LAYERS
+            fits = fits and all(type(n) is int and n <= _WIDEST_LAYER for n in value)
         else:
             fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-        require(fits, f"{name} is {reprlib.repr(value)}, which has the wrong type")
+            fits = fits and (type(value) is not int or abs(value) < 1 << 63)  # JSON's integers have no bound
+        require(fits, f"{name} is {reprlib.repr(value)}, which has the wrong type or size")
 
 
-def _named_spec(env: Environment) -> dict[str, Any]:
+def _describe_spaces(env: Environment) -> dict[str, Any]:
+    """Observation and action space as plain data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(env.observation_spec)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    spec = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in leaves
+    }
+    return {
+        "observation": spec,
+        "action": {"kind": type(env.action_spec).__name__, **dataclasses.asdict(env.action_spec)},
+    }
 
 
 def _plain_config(config: PPOConfig) -> dict[str, Any]:
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     # JSON has no infinity; null in a float field stands for it.
-    return {k: None if v == float("inf") else v for k, v in plain.items()} | {
-        "policy_observation": config.policy_observation,
-        "value_observation": config.value_observation,
-    }
+    return {k: None if v == float("inf") else v for k, v in plain.items()}
 
 
 def _from_plain(value: Any) -> Any:

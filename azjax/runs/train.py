@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from azjax.batching import minor_vmap
 from azjax.config import require
 from azjax.counters import counter_to_int
 from azjax.envs import Environment, make_env, plain_vmap
+from azjax.envs.lanes import default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.ppo import ppo
 from azjax.runs import machine
@@ -25,13 +27,12 @@ from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder, check_free, read_metrics, write_json, write_text
 from azjax.runs.options import TrainOptions, resolve, to_plain
 from azjax.runs.plots import plot_curves
-from azjax.runs.policy import save_policy
+from azjax.runs.policy import params_sha256, save_policy
 from azjax.runs.replay import write_replay
 from azjax.training import Metrics, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
 
-AXIS = "lanes"
-# The evaluation's seed is the run's with this bit flipped, so that it shares no key with training.
+# The evaluation's seed is the run's with these bits flipped, so that it shares no key with training.
 _EVALUATION_SEED = 0x5EED_0000
 _SECONDS_PER_LOOK = 1.0
 
@@ -68,8 +69,8 @@ def train(options: TrainOptions) -> RunResult:
     started = time.monotonic()
     options = resolve(options)
     options.validate()
-    path = options.run or default_folder(options)
-    check_free(path)
+    if options.run is not None:
+        check_free(options.run)
     if options.deterministic:
         machine.ask_for_determinism()
     machine.split_host(options.fits, options.devices)
@@ -79,16 +80,22 @@ def train(options: TrainOptions) -> RunResult:
     else:
         machine.use_no_cache()
     env = make_env(options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize)
-    learner = ppo(options.ppo, axis_name=AXIS)
+    options = as_used(options, devices)
+    check_memory(options, env)
+    learner = ppo(options.ppo, axis_name=machine.AXIS)
     # Whether the learner fits the environment (names of observations) must be known before anything is written.
     jax.eval_shape(lambda key: learner.init(key, env.observation_spec, env.action_spec), jax.random.key(0))
-    folder = RunFolder(path)
+    folder = RunFolder.numbered(default_folder(options)) if options.run is None else RunFolder(options.run)
+    options = dataclasses.replace(options, run=folder.path)
     write_text(folder.file("config.yaml"), yaml.safe_dump(to_plain(options), sort_keys=False))
     with RunConsole(options.updates * options.env_steps_per_update, quiet=options.quiet) as console:
-        console.say(describe(options, devices))
+        console.say(describe(options))
         with console.waiting("compiling"), machine.quiet_loading():
-            programs = build(options, env, learner, devices)
-        state, episodes, clock = run_updates(options, programs, folder, console)
+            programs = build(options, env, learner)
+        save = functools.partial(
+            save_policy, folder.path, env=env, config=options.ppo, settings=policy_settings(options)
+        )
+        state, episodes, clock = run_updates(options, programs, folder, console, save)
         summary = finish(options, env, state, episodes, clock, programs, folder, started)
         console.summary(*summary_table(folder, summary))
     return RunResult(folder.path, summary, learner, state.learner.params, env)
@@ -116,18 +123,42 @@ def choose_devices(options: TrainOptions) -> int:
     return 1
 
 
-def describe(options: TrainOptions, devices: int) -> str:
+def as_used(options: TrainOptions, devices: int) -> TrainOptions:
+    """The options with everything filled in that was left to be chosen, so that the same run can be started again."""
+    return dataclasses.replace(
+        options,
+        devices=devices,
+        updates_per_call=options.updates_per_call or updates_per_look(options),
+        reset_pool=options.reset_pool or default_pool(options.lanes, options.env_steps_per_update),
+    )
+
+
+def check_memory(options: TrainOptions, env: Environment) -> None:
+    """Raises ``ConfigError`` if one rollout alone is larger than the memory that is free."""
+    free = machine.free_memory(jax.devices()[: options.devices])
+    observation = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(env.observation_spec))
+    numbers = 2 * (observation + env.action_spec.size) + 5  # observation and successor, action and raw action, scalars
+    need = 4 * options.lanes * options.rollout_length * numbers
+    require(
+        free is None or need <= free,
+        f"a rollout of {options.lanes} lanes x {options.rollout_length} decisions takes {need / 2**30:.1f} GiB or "
+        f"more, and {(free or 0) / 2**30:.1f} GiB of memory are free; use fewer lanes or a shorter rollout-length",
+    )
+
+
+def describe(options: TrainOptions) -> str:
     """One line on what is about to run."""
-    platform = jax.devices()[0].platform
+    platform, devices = jax.devices()[0].platform, options.devices or 1
     return (
         f"{options.algorithm} on {options.env} ({options.backend}): {options.lanes} lanes on {devices} {platform} "
         f"device{'s' * (devices > 1)}, {options.updates} updates of {options.env_steps_per_update:,} environment steps"
     )
 
 
-def build(options: TrainOptions, env: Environment, learner: Learner, devices: int) -> Programs:
-    """Traces the programs one after the other and compiles them side by side."""
+def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs:
+    """Traces the programs one after the other and compiles them side by side; the options are those ``as_used``."""
     start = time.monotonic()
+    devices, per_call = options.devices or 1, options.updates_per_call or 1
     vectorize = minor_vmap if options.vectorize == "minor" else plain_vmap
     trainer = make_trainer(
         env,
@@ -137,11 +168,10 @@ def build(options: TrainOptions, env: Environment, learner: Learner, devices: in
         action_repeat=options.action_repeat,
         reset_pool=options.reset_pool,
         stagger=options.stagger,
-        axis_name=AXIS,
+        axis_name=machine.AXIS,
         vectorize=vectorize,
     )
-    mesh = make_mesh(devices, AXIS)
-    per_call = options.updates_per_call or updates_per_look(options)
+    mesh = make_mesh(devices, machine.AXIS)
     compiled = compile(trainer, mesh, per_call)
     evaluate = make_evaluator(
         env,
@@ -149,7 +179,7 @@ def build(options: TrainOptions, env: Environment, learner: Learner, devices: in
         lanes=-(-options.evaluation_episodes // devices),
         action_repeat=options.action_repeat,
         record=getattr(env, "poses", None) if has_scene(env) else None,
-        axis_name=AXIS,
+        axis_name=machine.AXIS,
         vectorize=vectorize,
     )
     key = jax.random.key(options.seed)
@@ -191,9 +221,9 @@ class Clock:
 
 
 def run_updates(
-    options: TrainOptions, programs: Programs, folder: RunFolder, console: RunConsole
+    options: TrainOptions, programs: Programs, folder: RunFolder, console: RunConsole, save: Callable[[Any], object]
 ) -> tuple[TrainState, Episodes, Clock]:
-    """The loop on the host: call, look at the metrics of the call before, evaluate now and then."""
+    """The loop on the host: call, look at the metrics of the call before, evaluate and save now and then."""
     state = jax.block_until_ready(programs.init(jax.random.key(options.seed)))
     evaluation_key = jax.random.key(options.seed ^ _EVALUATION_SEED)
     calls = options.updates // programs.updates_per_call
@@ -216,7 +246,7 @@ def run_updates(
             state, metrics = programs.step(state)
             if waiting is not None:
                 look(waiting, clock.training)
-            # Waiting for the call before the last keeps the device busy while the host writes.
+            # The host wrote about the call before while the device was busy with this one.
             jax.block_until_ready(metrics.reward_mean)
             clock.training += clock.lap()
             waiting = metrics
@@ -227,19 +257,24 @@ def run_updates(
                     programs.evaluate(state.learner.params, jax.random.fold_in(evaluation_key, call))
                 )
                 episodes = first_episodes(episodes, options.evaluation_episodes)
-                clock.evaluation += clock.lap()
                 record = evaluation_record(state, episodes, clock.training)
                 metrics_file.write(record)
+                save(state.learner.params)
+                clock.evaluation += clock.lap()
                 console.say(f"{record['env_steps']:>12,} environment steps: {evaluation_line(record)}")
     finally:
         metrics_file.close()
-    assert_evaluated(episodes)
+    require(episodes is not None, "a run needs at least one update and one evaluation")
     return state, episodes, clock  # type: ignore[return-value]
 
 
-def assert_evaluated(episodes: Episodes | None) -> None:
-    """The last call is always due."""
-    require(episodes is not None, "a run needs at least one update and one evaluation")
+def policy_settings(options: TrainOptions) -> dict[str, Any]:
+    """What a policy file says about the run beside the learner's configuration."""
+    return {
+        "episode_length": options.episode_length,
+        "action_repeat": options.action_repeat,
+        "randomize": options.randomize,
+    }
 
 
 def first_episodes(episodes: Episodes, count: int) -> Episodes:
@@ -293,7 +328,7 @@ def evaluation_record(state: TrainState, episodes: Episodes, seconds: float) -> 
 
 def evaluation_statistics(episodes: Episodes) -> dict[str, Any]:
     """Statistics of the episodes; only their numbers if the physics broke in all of them, which must not end a run."""
-    broken = np.asarray(episodes.nonfinite)
+    broken = np.asarray(episodes.nonfinite) | ~np.isfinite(episodes.episode_return)
     if broken.all():
         return {"episodes": 0, "nonfinite_episodes": int(broken.sum()), "returns": []}
     return summarize(episodes)
@@ -319,16 +354,7 @@ def finish(
     folder: RunFolder,
     started: float,
 ) -> dict[str, Any]:
-    """Writes policy, picture, replay and summary."""
-    settings = {
-        "episode_length": options.episode_length,
-        "action_repeat": options.action_repeat,
-        "randomize": options.randomize,
-    }
-    digest = save_policy(folder.path, state.learner.params, env, config=options.ppo, settings=settings)
-    title = f"{options.env} ({options.backend}), {options.algorithm}, seed {options.seed}"
-    plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
-    replay = save_replay(folder.file("replay.html"), env, episodes, options.action_repeat, title)
+    """Writes the summary, then picture and replay; the policy is there since the last evaluation."""
     env_steps = counter_to_int(state.env_steps)
     summary = {
         "env": options.env,
@@ -345,20 +371,23 @@ def finish(
             "evaluation": clock.evaluation,
             "total": time.monotonic() - started,
         },
-        "params_sha256": digest,
-        "replay": replay,
-        "devices": machine.describe_devices(),
+        "params_sha256": params_sha256(state.learner.params),
+        "replay": episodes.frames is not None,
+        "devices": machine.describe_devices() | {"used": options.devices},
         "versions": machine.versions(),
     }
     write_json(folder.file("summary.json"), summary)
+    title = f"{options.env} ({options.backend}), {options.algorithm}, seed {options.seed}"
+    plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
+    if episodes.frames is not None:
+        save_replay(folder.file("replay.html"), env, episodes, options.action_repeat, title)
     return summary
 
 
-def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> bool:
-    """Writes the first evaluation episode as a page; False if the environment can't be drawn."""
-    if episodes.frames is None:
-        return False
-    positions, rotations = (np.asarray(x) for x in episodes.frames.recorded)
+def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> None:
+    """Writes the first evaluation episode as a page, up to where its poses break if they do."""
+    frames: Any = episodes.frames
+    positions, rotations = (np.asarray(x) for x in frames.recorded)
     decisions = -(-int(episodes.length[0]) // action_repeat)
     last = decisions + 1
     finite = np.isfinite(positions[:last]).all(axis=(1, 2)) & np.isfinite(rotations[:last]).all(axis=(1, 2))
@@ -371,10 +400,9 @@ def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, ti
         positions[:last],
         rotations[:last],
         title=title,
-        rewards=np.asarray(episodes.frames.reward)[:last],
+        rewards=np.asarray(frames.reward)[:last],
         terminated=bool(episodes.terminated[0]),
     )
-    return True
 
 
 def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:

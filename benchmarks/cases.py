@@ -1,0 +1,228 @@
+"""One measurement in one process: ``python -m benchmarks.cases NAME '{"option": value}'`` prints a JSON line.
+
+A case is a function of keyword arguments that returns plain numbers. ``devices`` is settled before JAX starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.timing import compile_timed, peak_memory, since_process_start, time_chain
+
+AXIS = "lanes"
+
+
+def _mesh_program(step: Callable[[Any], Any], state: Any, devices: int) -> tuple[Any, Any]:
+    """``step`` on batch-last state divided among the devices, donated; and the state where it belongs."""
+    if devices == 1:
+        return jax.jit(step, donate_argnums=0), state
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    import azjax
+
+    mesh = azjax.make_mesh(devices, AXIS)
+    specs = jax.tree.map(lambda x: PartitionSpec(*([None] * (x.ndim - 1)), AXIS), state)
+    program = jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)
+    state = jax.device_put(state, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    return jax.jit(program, donate_argnums=0), state
+
+
+def physics(
+    env: str = "ant",
+    backend: str | None = None,
+    lanes: int = 1024,
+    devices: int = 2,
+    vectorize: str = "minor",
+    steps: int = 16,
+    policy: bool = False,
+    repeats: int = 15,
+) -> dict[str, Any]:
+    """Environment steps/s with random actions, or with those of an untrained policy; nothing is reset or learned."""
+    import azjax
+    from azjax.envs.lanes import batch_first, plain_vmap, reset_lanes, to_environment
+
+    environment = azjax.make_env(env, backend)
+    mapped = azjax.minor_vmap if vectorize == "minor" else plain_vmap
+    states = jax.jit(lambda key: reset_lanes(environment, mapped, jax.random.split(key, lanes)))(jax.random.key(0))
+    keys = jax.random.key_data(jax.random.split(jax.random.key(1), lanes)).T
+    learner = azjax.ppo()
+    params = learner.init(jax.random.key(2), environment.observation_spec, environment.action_spec).params
+    size = environment.action_spec.size
+
+    def choose(states: Any, keys: Any) -> Any:
+        if not policy:
+            return jax.vmap(lambda key: jax.random.uniform(key, (size,), minval=-1.0, maxval=1.0))(keys)
+        observation = batch_first(states.observation)
+        return jax.vmap(lambda o, k: learner.act(params, o, (), k)[0])(observation, keys)
+
+    def step(carry: Any) -> Any:
+        def once(carry: Any, t: Any) -> Any:
+            states, raw = carry
+            keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(jax.random.wrap_key_data(raw.T))
+            return (mapped(environment.step)(states, to_environment(environment, choose(states, keys))), raw), None
+
+        return jax.lax.scan(once, carry, jnp.arange(steps))[0]
+
+    program, carry = _mesh_program(step, (states, keys), devices)
+    compiled, seconds = compile_timed(program, carry)
+    return {
+        **time_chain(compiled, carry, work=lanes * steps, repeats=repeats),
+        **seconds,
+        "unit": "environment steps/s",
+    }
+
+
+def training(
+    env: str = "ant",
+    backend: str | None = None,
+    devices: int = 2,
+    vectorize: str = "minor",
+    updates: int = 1,
+    repeats: int = 15,
+    **options: Any,
+) -> dict[str, Any]:
+    """Environment steps/s of the whole training program with the environment's preset, ``options`` changed."""
+    import azjax
+    from azjax.envs import plain_vmap
+    from azjax.runs.options import preset_options, resolve
+
+    settings = resolve(preset_options(env, backend, **options))
+    learner = azjax.ppo(settings.ppo, axis_name=AXIS)
+    trainer = azjax.make_trainer(
+        azjax.make_env(env, backend),
+        learner,
+        lanes=settings.lanes,
+        rollout_length=settings.rollout_length,
+        action_repeat=settings.action_repeat,
+        reset_pool=settings.reset_pool,
+        stagger=settings.stagger,
+        axis_name=AXIS,
+        vectorize=azjax.minor_vmap if vectorize == "minor" else plain_vmap,
+    )
+    program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
+    compiled, seconds = compile_timed(program.step, program.state)
+    state = program.init(jax.random.key(0))
+    work = trainer.env_steps_per_update * updates
+    timed = time_chain(lambda s: compiled(s)[0], state, work=work, repeats=repeats)
+    return {**timed, **seconds, "unit": "environment steps/s"}
+
+
+def update(env: str = "ant", devices: int = 2, repeats: int = 15, **options: Any) -> dict[str, Any]:
+    """Decisions/s of the learner alone (estimate and fit) on a made-up rollout of the preset's shape."""
+    from jax.sharding import PartitionSpec
+
+    import azjax
+    from azjax.runs.options import preset_options, resolve
+
+    settings = resolve(preset_options(env, **options))
+    environment = azjax.make_env(env)
+    learner = azjax.ppo(settings.ppo, axis_name=AXIS)
+    shape = (settings.rollout_length, settings.lanes)
+    state = learner.init(jax.random.key(0), environment.observation_spec, environment.action_spec)
+    size = environment.observation_spec.shape[0]
+    observation = jax.random.normal(jax.random.key(1), (*shape, size))
+    action, _, info = jax.jit(lambda o: learner.act(state.params, o, (), jax.random.key(2)))(observation)
+    none = jnp.zeros(shape, bool)
+    rollout = azjax.Rollout(observation, (), action, info, observation[..., 0], none, none, observation + 0.01)
+
+    def step(carry: Any) -> Any:
+        state, rollout, key = carry
+        key, key_fit = jax.random.split(key)
+        state, _ = learner.fit(state, learner.estimate(state, rollout), key_fit)
+        return state, rollout, key
+
+    whole, lanes = PartitionSpec(), PartitionSpec(None, AXIS)
+    specs = (whole, lanes, whole)
+    program = jax.shard_map(
+        step, mesh=azjax.make_mesh(devices, AXIS), in_specs=(specs,), out_specs=specs, check_vma=False
+    )
+    carry = (state, rollout, jax.random.key(3))
+    compiled, seconds = compile_timed(jax.jit(program), carry)
+    carry = compiled(carry)
+    work = settings.lanes * settings.rollout_length
+    return {**time_chain(compiled, carry, work=work, repeats=repeats), **seconds, "unit": "decisions/s"}
+
+
+def resets(
+    env: str = "ant", backend: str | None = None, lanes: int = 1024, steps: int = 16, repeats: int = 15
+) -> dict[str, Any]:
+    """What one fresh initial state costs, in environment steps of one lane; both on one device."""
+    import azjax
+    from azjax.envs.lanes import reset_lanes
+
+    environment = azjax.make_env(env, backend)
+    stepping = physics(env, backend, lanes, 1, "minor", steps, repeats=repeats)
+
+    def step(carry: Any) -> Any:
+        def once(carry: Any, t: Any) -> Any:
+            key, total = carry
+            states = reset_lanes(environment, azjax.minor_vmap, jax.random.split(jax.random.fold_in(key, t), lanes))
+            # Everything is used, so that nothing is left out.
+            return (key, total + sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(states))), None
+
+        return jax.lax.scan(once, carry, jnp.arange(steps))[0]
+
+    compiled, _ = compile_timed(jax.jit(step), (jax.random.key(0), jnp.zeros(())))
+    resetting = time_chain(compiled, (jax.random.key(0), jnp.zeros(())), work=lanes * steps, repeats=repeats)
+    ratio = stepping["rate"] / resetting["rate"]
+    return {
+        "steps_per_reset": ratio,
+        "pool_share_of_rollout": ratio / 64,
+        "reset_rate": resetting["rate"],
+        "step_rate": stepping["rate"],
+    }
+
+
+def gae(form: str = "scan", length: int = 128, lanes: int = 4096, repeats: int = 25) -> dict[str, Any]:
+    """Elements/s of generalized advantage estimation; ``floor`` reads and writes the same arrays and does no more."""
+    import azjax
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    rewards, values, following = (jax.random.normal(k, (length, lanes)) for k in keys[:3])
+    ends = jax.random.bernoulli(keys[3], 0.01, (length, lanes))
+
+    def floor(rewards: Any, values: Any, following: Any, ends: Any, cut: Any, **_: Any) -> Any:
+        advantages = rewards + jnp.where(ends, 0.0, following) - values * cut
+        return advantages, advantages + values
+
+    forms = {"scan": azjax.gae, "associative": azjax.gae_associative, "floor": floor}
+
+    def step(carry: Any) -> Any:
+        rewards, *_ = carry
+        advantages, returns = forms[form](rewards, values, following, ends, ~ends, gamma=0.99, lam=0.95)
+        return advantages, returns
+
+    compiled, seconds = compile_timed(jax.jit(step), (rewards, rewards))
+    timed = time_chain(compiled, (rewards, rewards), work=length * lanes, repeats=repeats)
+    moved = length * lanes * (5 * 4 + 2)  # three arrays and two flags in, two arrays out
+    return {**timed, **seconds, "unit": "elements/s", "bytes_per_second": timed["rate"] / (length * lanes) * moved}
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "physics": physics,
+    "training": training,
+    "update": update,
+    "resets": resets,
+    "gae": gae,
+}
+
+
+def main(name: str, options: str = "{}") -> None:
+    """Runs a case and prints what it measured."""
+    settings: dict[str, Any] = json.loads(options)
+    if jax.config.jax_platforms in (None, "", "cpu"):
+        jax.config.update("jax_num_cpu_devices", settings.get("devices", 1))
+    measured = CASES[name](**settings)
+    print(
+        json.dumps({**measured, "peak_mib": round(peak_memory()), "process_seconds": round(since_process_start(), 2)})
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
