@@ -306,7 +306,7 @@ def _clipped(log_std: chex.Array) -> chex.Array:
 def _log_tanh_slope(raw_action: chex.Array) -> chex.Array:
     # The textbook form, log 2 - x - softplus(-2 x), in which nothing can overflow and no case has to be told apart.
     size = jnp.abs(raw_action)
-    return 2 * (math.log(2) - size - jnp.log1p(jnp.exp(-2 * size)))
+    return 2 * (math.log(2) - size - jnp.log(1 + jnp.exp(-2 * size)))
 
 
 def _normal_quadrature(count: int = 12, reach: float = 4.0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import flax
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -435,7 +436,9 @@ def ppo(
 
         gradient, info = jax.grad(loss, has_aux=True)(state.params.network)
         if axis_name is not None:
-            gradient, info = jax.lax.pmean((gradient, info), axis_name)
+            # One array: devices meet once in each minibatch instead of once for each leaf.
+            packed, unpack = jax.flatten_util.ravel_pytree((gradient, info))
+            gradient, info = unpack(jax.lax.pmean(packed, axis_name))
         norm = optax.tree.norm(gradient)
         rate = _learning_rate(state)
         change, optimizer_state = make_optimizer(state).update(gradient, state.optimizer, state.params.network)
@@ -456,7 +459,9 @@ def ppo(
         size = flat.advantages.shape[0]
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        order = jax.random.permutation(key, size).reshape(config.minibatches, -1)
+        # One sort instead of the two of jax.random.permutation: among n rows about n^2 / 2^33 pairs tie, and keep their
+        # order.
+        order = jnp.argsort(jax.random.bits(key, (size,))).reshape(config.minibatches, -1)
 
         def body(carry: Any, rows: Array) -> tuple[Any, Info]:
             return gradient_step(carry, jax.tree.map(lambda leaf: leaf[rows], flat))

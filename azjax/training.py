@@ -111,7 +111,7 @@ def make_trainer(
       lanes: environments in parallel, on all devices together.
       rollout_length: decisions of each lane per update.
       action_repeat: environment steps per decision.
-      reset_pool: fresh initial states that each update prepares; default one for every 64 environment steps of the
+      reset_pool: fresh initial states that each update prepares; default one for every 32 environment steps of the
         update, at least 32, at most 4 a lane.
       stagger: give each lane's first episode a random time limit, so that lanes don't reach the time limit together.
         Otherwise every batch of a task that rarely terminates shows one phase of the episode only, and the learner

@@ -3,8 +3,8 @@
 Command:   python -m benchmarks SUITE [--out FILE] [--rounds N] [--only WORD ...] [--quick]
 Output:    one JSON file a suite: machine, versions, and every case with its settings and what each round measured.
 
-Rounds go through the whole list again and again, so that a machine that gets slower or faster meanwhile touches all
-cases alike; the median over the rounds is what docs/performance.md cites, and only ratios within one file mean anything.
+Rounds go through the whole list again and again, so that a machine that changes its speed meanwhile touches all
+cases alike; docs/performance.md cites medians over the rounds, and only ratios within one file mean anything.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from azjax.runs import machine
 from benchmarks.suites import SUITES, Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +49,7 @@ def main() -> None:
         "suite": args.suite,
         "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine.describe_devices(),
-        "versions": machine.versions(),
+        **{k: v for k, v in run(Case("", "describe", {})).items() if k in ("machine", "versions")},
         "cases": [summary(case, measured) for case, measured in zip(cases, rounds, strict=True)],
     }
     out.write_text(json.dumps(record, indent=1) + "\n")
@@ -62,21 +59,34 @@ def main() -> None:
 
 def run(case: Case, *, quick: bool = False) -> dict[str, Any]:
     """One measurement; a case that fails says so and lets the others go on."""
-    options = case.options | ({"repeats": 2} if quick and case.repeatable else {})
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
-        environment |= {"PYTHONPATH": str(ROOT), "AZJAX_BENCHMARK_FOLDER": folder, **case.environment}
-        done = subprocess.run(
-            [sys.executable, "-m", case.module, case.name, json.dumps(options)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    options = case.options | ({"repeats": 2} if quick and case.module == "benchmarks.cases" else {})
+    unwanted = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
+    environment = {k: v for k, v in os.environ.items() if k not in unwanted} | {"PYTHONPATH": str(ROOT)}
+    python = sys.executable if case.venv is None else python_of(case.venv)
+    done = subprocess.run(
+        [python, "-m", case.module, case.name, json.dumps(options)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def python_of(venv: str) -> str:
+    """The interpreter of a peer's virtual environment, which is made at its first use."""
+    folder = ROOT / "benchmarks" / "venvs" / venv
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"making the virtual environment of {venv} ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        requirements = ROOT / "benchmarks" / "peers" / f"{venv}.txt"
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True)
+        (folder / "complete").touch()
+    return str(python)
 
 
 def figure(case: Case, measured: dict[str, Any]) -> str:

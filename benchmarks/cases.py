@@ -6,8 +6,13 @@ A case is a function of keyword arguments that returns plain numbers. ``devices`
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +38,14 @@ def _mesh_program(step: Callable[[Any], Any], state: Any, devices: int) -> tuple
     return jax.jit(program, donate_argnums=0), state
 
 
+def vectorization(name: str) -> Any:
+    """``minor`` as the command line uses it here, ``whole``: the same without blocks, or ``vmap``."""
+    import azjax
+    from azjax.envs.lanes import choose_vectorize
+
+    return azjax.minor_vmap if name == "whole" else choose_vectorize(name, jax.devices()[0].platform)
+
+
 def physics(
     env: str = "ant",
     backend: str | None = None,
@@ -45,10 +58,10 @@ def physics(
 ) -> dict[str, Any]:
     """Environment steps/s with random actions, or with those of an untrained policy; nothing is reset or learned."""
     import azjax
-    from azjax.envs.lanes import batch_first, plain_vmap, reset_lanes, to_environment
+    from azjax.envs.lanes import batch_first, reset_lanes, to_environment
 
     environment = azjax.make_env(env, backend)
-    mapped = azjax.minor_vmap if vectorize == "minor" else plain_vmap
+    mapped = vectorization(vectorize)
     states = jax.jit(lambda key: reset_lanes(environment, mapped, jax.random.split(key, lanes)))(jax.random.key(0))
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), lanes)).T
     learner = azjax.ppo()
@@ -89,7 +102,6 @@ def training(
 ) -> dict[str, Any]:
     """Environment steps/s of the whole training program with the environment's preset, ``options`` changed."""
     import azjax
-    from azjax.envs import plain_vmap
     from azjax.runs.options import preset_options, resolve
 
     settings = resolve(preset_options(env, backend, **options))
@@ -103,7 +115,7 @@ def training(
         reset_pool=settings.reset_pool,
         stagger=settings.stagger,
         axis_name=AXIS,
-        vectorize=azjax.minor_vmap if vectorize == "minor" else plain_vmap,
+        vectorize=vectorization(vectorize),
     )
     program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
     compiled, seconds = compile_timed(program.step, program.state)
@@ -162,7 +174,9 @@ def resets(
     def step(carry: Any) -> Any:
         def once(carry: Any, t: Any) -> Any:
             key, total = carry
-            states = reset_lanes(environment, azjax.minor_vmap, jax.random.split(jax.random.fold_in(key, t), lanes))
+            states = reset_lanes(
+                environment, vectorization("minor"), jax.random.split(jax.random.fold_in(key, t), lanes)
+            )
             # Everything is used, so that nothing is left out.
             return (key, total + sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(states))), None
 
@@ -173,7 +187,7 @@ def resets(
     ratio = stepping["rate"] / resetting["rate"]
     return {
         "steps_per_reset": ratio,
-        "pool_share_of_rollout": ratio / 64,
+        "pool_share_of_rollout": ratio / 32,
         "reset_rate": resetting["rate"],
         "step_rate": stepping["rate"],
     }
@@ -204,20 +218,89 @@ def gae(form: str = "scan", length: int = 128, lanes: int = 4096, repeats: int =
     return {**timed, **seconds, "unit": "elements/s", "bytes_per_second": timed["rate"] / (length * lanes) * moved}
 
 
+def startup_once(env: str = "ant", **options: Any) -> dict[str, Any]:
+    """Seconds from process start to the end of the first update, the way ``azjax train`` gets there."""
+    import dataclasses
+
+    import azjax
+    from azjax.runs import machine, train
+    from azjax.runs.options import preset_options, resolve
+
+    settings = resolve(preset_options(env, **options))
+    machine.split_host(settings.fits)
+    machine.use_cache()
+    settings = train.as_used(dataclasses.replace(settings, updates_per_call=1), train.choose_devices(settings))
+    environment, learner = azjax.make_env(env), azjax.ppo(settings.ppo, axis_name=machine.AXIS)
+    imported = since_process_start()
+    programs = train.build(settings, environment, learner)
+    jax.block_until_ready(programs.step(programs.init(jax.random.key(0))))
+    return {"seconds": since_process_start(), "imports": imported, "tracing_and_compilation": programs.seconds}
+
+
+def startup(env: str = "ant", **options: Any) -> dict[str, Any]:
+    """The same with an empty and then with a filled compilation cache, a process each."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        command = [sys.executable, "-m", "benchmarks.cases", "startup_once", json.dumps({"env": env, **options})]
+        cold, warm = (
+            json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            for _ in range(2)
+        )
+    return {"cold_seconds": cold["seconds"], "warm_seconds": warm["seconds"], "cold": cold, "warm": warm}
+
+
+def threshold(env: str = "ant", value: float = 2000.0, seed: int = 0, limit_seconds: float = 600.0) -> dict[str, Any]:
+    """Seconds from process start until ``azjax train``, without compiled programs on disk, evaluates to ``value``."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "azjax", "train", env, "--seed", str(seed), "--run", str(run), "--quiet"]
+        command += ["--evaluations", "20"]
+        environment = {**os.environ, "XDG_CACHE_HOME": folder}
+        start, found = time.perf_counter(), None
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+            while found is None and process.poll() is None and time.perf_counter() - start < limit_seconds:
+                time.sleep(0.05)
+                found = _first_at(run / "metrics.jsonl", value)
+            seconds = time.perf_counter() - start
+            process.kill()
+        found = found or _first_at(run / "metrics.jsonl", value)
+    return {"seconds_to_threshold": seconds if found else None, "steps_to_threshold": found}
+
+
+def _first_at(path: Path, value: float) -> int | None:
+    """Environment steps of the first evaluation that reached the value."""
+    for line in path.read_text().splitlines() if path.exists() else []:
+        record = json.loads(line)
+        if record.get("eval/episode_return_mean", float("-inf")) >= value:
+            return int(record["env_steps"])
+    return None
+
+
+def describe() -> dict[str, Any]:
+    """Machine and versions, asked in a process of its own so that the driver holds no device."""
+    from azjax.runs import machine
+
+    return {"machine": machine.describe_devices(), "versions": machine.versions()}
+
+
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "physics": physics,
     "training": training,
     "update": update,
     "resets": resets,
     "gae": gae,
+    "startup": startup,
+    "startup_once": startup_once,
+    "threshold": threshold,
+    "describe": describe,
 }
 
 
 def main(name: str, options: str = "{}") -> None:
     """Runs a case and prints what it measured."""
     settings: dict[str, Any] = json.loads(options)
-    if jax.config.jax_platforms in (None, "", "cpu"):
-        jax.config.update("jax_num_cpu_devices", settings.get("devices", 1))
+    if jax.config.jax_platforms in (None, "", "cpu") and "devices" in settings:
+        jax.config.update("jax_num_cpu_devices", settings["devices"])
     measured = CASES[name](**settings)
     print(
         json.dumps({**measured, "peak_mib": round(peak_memory()), "process_seconds": round(since_process_start(), 2)})

@@ -16,8 +16,8 @@ class Case:
     options: dict[str, Any]
     figure: str = "rate"
     module: str = "benchmarks.cases"
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    repeatable: bool = True
+    venv: str | None = None
+    """A requirement file of benchmarks/peers, without its ending: the virtual environment that the case runs in."""
 
 
 MAIN = ("ant", "halfcheetah", "hopper", "walker2d", "humanoid")
@@ -58,7 +58,7 @@ def training() -> list[Case]:
 
 
 def resets() -> list[Case]:
-    """What an entry of the reset pool costs beside the 64 environment steps it is prepared for."""
+    """What an entry of the reset pool costs beside the 32 environment steps it is prepared for."""
     pairs = [(env, None) for env in (*MAIN, "inverted_pendulum", "reacher")]
     pairs += [("ant", "mjx"), ("ant", "generalized"), ("ant", "positional")]
     return [
@@ -76,10 +76,68 @@ def gae() -> list[Case]:
     ]
 
 
+def peers() -> list[Case]:
+    """Whole training programs on equal settings: azjax, Brax's PPO and rejax, each where and as its users start it."""
+    module = "benchmarks.peers.cases"
+    cases = []
+    for env in MAIN:
+        own = {"lanes": 1024, "rollout_length": 16, "minibatches": 16, "epochs": 4, "action_repeat": 1}
+        cases.append(Case(f"{env} azjax, 2 devices", "training", {"env": env, "devices": 2, **own}))
+        brax = {"env": env, "devices": 1}
+        cases.append(Case(f"{env} brax, 1 device", "brax_ppo", brax, module=module))
+        two = {"env": env, "devices": 2}
+        cases.append(Case(f"{env} brax, 2 devices, jax 0.5.3", "brax_ppo", two, module=module, venv="brax-jax0.5"))
+        if env == "ant":
+            cases.append(Case(f"{env} azjax, 1 device", "training", {"env": env, "devices": 1, **own}))
+            cases.append(Case(f"{env} brax, 2 devices", "brax_ppo", two, module=module))
+            cases.append(Case(f"{env} rejax", "rejax_ppo", {"env": env}, module=module, venv="rejax"))
+    return cases
+
+
+def startup() -> list[Case]:
+    """From process start to the first update, with empty and with filled compilation cache."""
+    return [
+        Case(f"{env} {kind}", "startup", {"env": env}, figure=f"{kind}_seconds")
+        for env in ("ant", "humanoid")
+        for kind in ("cold", "warm")
+    ]
+
+
+# Brax's own settings for ant (notebooks/training.ipynb), with its default networks.
+BRAX_ANT = {
+    "num_envs": 4096,
+    "batch_size": 2048,
+    "num_minibatches": 32,
+    "unroll_length": 5,
+    "num_updates_per_batch": 4,
+    "discounting": 0.97,
+    "learning_rate": 3e-4,
+    "entropy_cost": 1e-2,
+    "reward_scaling": 10.0,
+}
+
+
+def threshold() -> list[Case]:
+    """From process start to an evaluation return of 2000 on ant, each trainer with its own tuned settings."""
+    seconds = "seconds_to_threshold"
+    cases = [Case(f"azjax, seed {seed}", "threshold", {"seed": seed}, figure=seconds) for seed in range(5)]
+    for label, devices, venv in (("brax, 1 device", 1, None), ("brax, 2 devices, jax 0.5.3", 2, "brax-jax0.5")):
+        options = {"devices": devices, "settings": BRAX_ANT, "threshold": 2000.0, "epochs_timed": 40, "updates": 1}
+        options |= {"limit_seconds": 1500.0}
+        cases += [
+            Case(f"{label}, seed {seed}", "brax_ppo", options | {"seed": seed}, seconds, "benchmarks.peers.cases", venv)
+            for seed in range(5)
+        ]
+    return cases
+
+
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "physics": physics,
     "backends": backends,
     "training": training,
     "resets": resets,
     "gae": gae,
+    "peers": peers,
+    "startup": startup,
+    "threshold": threshold,
 }

@@ -247,6 +247,22 @@ def test_dot_general(data, batch):
     check(function, *operands, fallbacks=0, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("size", "block", "blocks"),
+    [(12, 4, 3), (12, 5, 3), (12, 12, 1), (12, 100, 1), (13, 4, 1), (14, 8, 2), (12, None, 1)],
+)
+def test_blocks_change_nothing_but_the_loop(size, block, blocks):
+    def function(x, key, n):
+        return {"a": x * jax.random.uniform(key, (2,)), "b": [x.sum(), jax.random.fold_in(key, n)]}
+
+    keys = jax.random.split(jax.random.key(0), size)
+    arguments = normal((3, 2, size)), keys, np.arange(size, dtype=np.int32)
+    mapped = minor_vmap(function, block=block)
+    assert_same(jax.jit(mapped)(*arguments), jax.jit(vmap_last(function))(*arguments), rtol=1e-6, atol=1e-6)
+    outer = [eqn for eqn in jax.make_jaxpr(mapped)(*arguments).eqns if eqn.primitive.name == "scan"]
+    assert [eqn.params["length"] for eqn in outer] == ([blocks] if blocks > 1 else [])
+
+
 @pytest.mark.parametrize("index", [1, slice(1, 3), np.array([0, 2]), -1])
 def test_a_function_applied_at_an_index_is_applied(index):
     """`.at[].apply` is a plain scatter whose updates count for nothing."""

@@ -223,11 +223,11 @@ def test_continuous_actions_are_clipped_on_their_way_in_and_discrete_ones_pass()
 
 @settings(deadline=None, derandomize=True)
 @given(lanes=st.integers(1, 20_000), decisions=st.integers(1, 1024))
-def test_the_default_pool_has_an_entry_for_64_environment_steps_at_least_32_and_at_most_4_a_lane(lanes, decisions):
+def test_the_default_pool_has_an_entry_for_32_environment_steps_at_least_32_and_at_most_4_a_lane(lanes, decisions):
     layout = pool_layout(lanes, lanes * decisions)
     assert lanes % layout.group == 0
     groups = lanes // layout.group
-    wanted = max(min(lanes * decisions // 64, 4 * lanes), 32)
+    wanted = max(min(lanes * decisions // 32, 4 * lanes), 32)
     assert wanted <= groups * layout.entries < wanted + groups
 
 

@@ -336,7 +336,7 @@ def test_each_update_resets_as_often_as_its_pool_has_entries():
     jax.block_until_ready(jax.jit(trainer.step)(state))
     jax.effects_barrier()
     layout = pool_layout(64, 64 * 40)
-    assert len(resets) - 64 == layout.entries * 64 // layout.group == 40
+    assert len(resets) - 64 == layout.entries * 64 // layout.group == 80
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(ppo_program, ppo_updates):

@@ -8,6 +8,6 @@ Inside: `jaxprs` reads traced programs, `interpreter` walks them, `folding` eval
 `indexing`, `linear_algebra` and `control_flow` hold one small rule per primitive.
 """
 
-from azjax.batching.api import list_fallbacks, minor_vmap
+from azjax.batching.api import CPU_BLOCK, list_fallbacks, minor_vmap
 
-__all__ = ["list_fallbacks", "minor_vmap"]
+__all__ = ["CPU_BLOCK", "list_fallbacks", "minor_vmap"]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.batching import minor_vmap
 from azjax.cli.parsing import parse
 from azjax.config import require_number
+from azjax.envs.lanes import choose_vectorize
 from azjax.evaluation import compile_evaluator, make_evaluator, summarize
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
@@ -74,7 +74,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         deterministic=not options.stochastic,
         action_repeat=policy.action_repeat,
         axis_name=machine.AXIS,
-        vectorize=minor_vmap,
+        vectorize=choose_vectorize("minor", jax.devices()[0].platform),
     )
     key = jax.random.key(options.seed)
     with machine.quiet_loading():

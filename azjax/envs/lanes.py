@@ -6,6 +6,7 @@ busy on a CPU. What leaves these functions for a learner (observation, reward, f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from azjax.batching import CPU_BLOCK, minor_vmap
 from azjax.config import require
 from azjax.envs.base import Environment, EnvState, fresh_state
 from azjax.types import Array, Box, Key, Observation
@@ -22,13 +24,20 @@ Vectorize = Callable[[Callable[..., Any]], Callable[..., Any]]
 # number of groups, so which reset a lane gets doesn't depend on the devices.
 LARGEST_GROUP = 32
 _SMALLEST_POOL = 32
-_ENV_STEPS_PER_ENTRY = 64
+_ENV_STEPS_PER_ENTRY = 32
 _MOST_ENTRIES = 4  # a lane
 
 
 def plain_vmap(f: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.vmap`` over the last axis of all arguments and results."""
     return jax.vmap(f, in_axes=-1, out_axes=-1)
+
+
+def choose_vectorize(name: str, platform: str) -> Vectorize:
+    """How single environments become lanes on a platform: ``"minor"`` (in blocks on a CPU) or ``"vmap"``."""
+    if name == "vmap":
+        return plain_vmap
+    return functools.partial(minor_vmap, block=CPU_BLOCK if platform == "cpu" else None)
 
 
 def batch_first(tree: Any) -> Any:
@@ -174,7 +183,7 @@ def check_lengths(lanes: int, episode_length: int, env_steps: int) -> None:
 
 
 def default_pool(lanes: int, env_steps: int) -> int:
-    """Initial states that an update prepares: one for every 64 environment steps, at least 32, at most 4 a lane.
+    """Initial states that an update prepares: one for every 32 environment steps, at least 32, at most 4 a lane.
 
     So the pool's cost beside the rollout doesn't depend on how lanes, rollout length and action repeat are chosen, and
     its memory stays within a few times that of the lanes.

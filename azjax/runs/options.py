@@ -45,7 +45,7 @@ class TrainOptions:
     episode_length: int = 1000
     """Time limit of an episode in environment steps."""
     reset_pool: int | None = None
-    """Fresh initial states that each update prepares. Default: one for 64 environment steps, at least 32."""
+    """Fresh initial states that each update prepares. Default: one for 32 environment steps, at least 32."""
     stagger: bool = True
     """Random time limits of the lanes' first episodes, so that they don't all reach the time limit together."""
     randomize: bool = False

@@ -15,11 +15,10 @@ import jax
 import numpy as np
 import yaml
 
-from azjax.batching import minor_vmap
 from azjax.config import require
 from azjax.counters import counter_to_int
-from azjax.envs import Environment, make_env, plain_vmap
-from azjax.envs.lanes import default_pool
+from azjax.envs import Environment, make_env
+from azjax.envs.lanes import choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.ppo import ppo
 from azjax.runs import machine
@@ -159,7 +158,7 @@ def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs
     """Traces the programs one after the other and compiles them side by side; the options are those ``as_used``."""
     start = time.monotonic()
     devices, per_call = options.devices or 1, options.updates_per_call or 1
-    vectorize = minor_vmap if options.vectorize == "minor" else plain_vmap
+    vectorize = choose_vectorize(options.vectorize, jax.devices()[0].platform)
     trainer = make_trainer(
         env,
         learner,

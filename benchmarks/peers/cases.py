@@ -1,0 +1,168 @@
+"""Peers, one measurement a process: ``python -m benchmarks.peers.cases NAME '{"option": value}'`` prints a JSON line.
+
+Imports nothing of azjax. Environment, lanes, rollout length, minibatches, epochs and network sizes are those of azjax's
+ant preset unless changed; what a peer does beside that, or can't do, is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.timing import peak_memory, since_process_start
+
+SHAPE = {"lanes": 1024, "rollout_length": 16, "minibatches": 16, "epochs": 4, "hidden": 64}
+
+
+def brax_ppo(
+    env: str = "ant",
+    devices: int = 1,
+    updates: int = 4,
+    epochs_timed: int = 4,
+    settings: dict[str, Any] | None = None,
+    threshold: float | None = None,
+    limit_seconds: float = 600.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Brax's PPO. Without a threshold: steps/s after warm-up; with one: seconds from process start to that return."""
+    import jax
+    import jax.numpy as jnp
+
+    if not hasattr(jax, "device_put_replicated"):  # removed from jax 0.10; brax 0.14.2 still calls it
+        jax.device_put_replicated = lambda tree, where: jax.tree.map(lambda x: jnp.stack([x] * len(where)), tree)
+    import functools
+
+    from brax import envs
+    from brax.training.agents.ppo import networks, train
+
+    chosen: dict[str, Any] = {
+        "num_envs": SHAPE["lanes"],
+        "unroll_length": SHAPE["rollout_length"],
+        "num_minibatches": SHAPE["minibatches"],
+        "batch_size": SHAPE["lanes"] // SHAPE["minibatches"],
+        "num_updates_per_batch": SHAPE["epochs"],
+        "learning_rate": 2e-3,
+        "entropy_cost": 1e-3,
+        "discounting": 0.97,
+        "reward_scaling": 1.0,
+    } | (settings or {})
+    hidden = (SHAPE["hidden"],) * 2
+    if settings is None:
+        chosen["network_factory"] = functools.partial(
+            networks.make_ppo_networks, policy_hidden_layer_sizes=hidden, value_hidden_layer_sizes=hidden
+        )
+    per_update = chosen["batch_size"] * chosen["unroll_length"] * chosen["num_minibatches"]
+    marks: list[tuple[int, float, float]] = []
+    reached: list[tuple[int, float]] = []
+
+    class Enough(Exception):
+        pass
+
+    def progress(steps: int, metrics: dict[str, Any]) -> None:
+        marks.append((int(steps), time.perf_counter(), time.process_time()))
+        value = float(metrics.get("eval/episode_reward", float("-inf")))
+        if threshold is not None:
+            if value >= threshold:
+                reached.append((int(steps), since_process_start()))
+            if reached or since_process_start() > limit_seconds:
+                raise Enough
+
+    rounds = epochs_timed + 1  # the first evaluation, or its place, comes before the first epoch
+    with contextlib.suppress(Enough):
+        train.train(
+            envs.get_environment(env, backend="spring"),
+            num_timesteps=per_update * updates * epochs_timed,
+            num_evals=rounds,
+            episode_length=1000,
+            normalize_observations=True,
+            run_evals=threshold is not None,
+            progress_fn=progress,
+            seed=seed,
+            max_devices_per_host=devices,
+            **chosen,
+        )
+    common = {"unit": "environment steps/s", "versions": _versions("brax", "jax")}
+    if threshold is not None:
+        steps, seconds = reached[0] if reached else (marks[-1][0], None)
+        return {**common, "seconds_to_threshold": seconds, "steps_to_threshold": steps, "limit_seconds": limit_seconds}
+    pairs = list(itertools.pairwise(marks))[2:]  # the first two epochs compile
+    rates = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairs]
+    cores = [(b[2] - a[2]) / (b[1] - a[1]) for a, b in pairs]
+    return {
+        **common,
+        "rate": statistics.median(rates),
+        "rate_min": min(rates),
+        "rate_max": max(rates),
+        "cores_busy": round(statistics.median(cores), 2),
+        "seconds_to_first_timed_epoch": pairs[0][0][1] - marks[0][1],
+    }
+
+
+def rejax_ppo(env: str = "ant", updates: int = 6, repeats: int = 3) -> dict[str, Any]:
+    """PPO of rejax: one program for the whole training, so two lengths are timed and subtracted."""
+    import jax
+    from rejax import get_algo
+    from rejax.compat.brax2gymnax import create_brax
+
+    environment, env_params = create_brax(env, backend="spring")
+
+    def seconds(count: int) -> float:
+        algorithm = get_algo("ppo").create(
+            env=environment,
+            env_params=env_params,
+            num_envs=SHAPE["lanes"],
+            num_steps=SHAPE["rollout_length"],
+            num_epochs=SHAPE["epochs"],
+            num_minibatches=SHAPE["minibatches"],
+            learning_rate=2e-3,
+            gamma=0.97,
+            total_timesteps=SHAPE["lanes"] * SHAPE["rollout_length"] * count,
+            eval_freq=SHAPE["lanes"] * SHAPE["rollout_length"] * count,
+            normalize_observations=True,
+            skip_initial_evaluation=True,
+            eval_callback=lambda *_: (),
+            agent_kwargs={"hidden_layer_sizes": (SHAPE["hidden"],) * 2, "activation": "tanh"},
+        )
+        train = jax.jit(algorithm.train)
+        jax.block_until_ready(train(jax.random.PRNGKey(0)))
+        found = []
+        for n in range(repeats):
+            start = time.perf_counter()
+            jax.block_until_ready(train(jax.random.PRNGKey(n)))
+            found.append(time.perf_counter() - start)
+        return statistics.median(found)
+
+    difference = seconds(2 * updates) - seconds(updates)
+    rate = SHAPE["lanes"] * SHAPE["rollout_length"] * updates / difference
+    return {"rate": rate, "unit": "environment steps/s", "versions": _versions("rejax", "brax", "jax")}
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    import importlib.metadata
+
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+CASES: dict[str, Callable[..., dict[str, Any]]] = {"brax_ppo": brax_ppo, "rejax_ppo": rejax_ppo}
+
+
+def main(name: str, options: str = "{}") -> None:
+    """Runs a case and prints what it measured."""
+    settings: dict[str, Any] = json.loads(options)
+    devices = settings.get("devices", 1)
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    measured = CASES[name](**settings)
+    print(
+        json.dumps({**measured, "peak_mib": round(peak_memory()), "process_seconds": round(since_process_start(), 2)})
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
