@@ -57,6 +57,49 @@ def training() -> list[Case]:
     return cases
 
 
+def scaling() -> list[Case]:
+    """Cost of ant's training program against lanes, rollout length, network width and devices."""
+    cases = [
+        Case(f"ant {lanes} lanes", "training", {"devices": 2, "lanes": lanes, "minibatches": min(16, lanes // 32)})
+        for lanes in (64, 256, 1024, 4096, 16384)
+    ]
+    cases += [
+        Case(f"ant rollout length {length}", "training", {"devices": 2, "rollout_length": length})
+        for length in (4, 64, 128)
+    ]
+    cases += [
+        Case(f"ant hidden {width} {width}", "training",
+             {"devices": 2, "policy_hidden": [width] * 2, "value_hidden": [width] * 2})
+        for width in (32, 128, 256)
+    ]  # fmt: skip
+    cases.append(Case("ant 1 device", "training", {"devices": 1}))
+    blocks = (("minor", "blocks of 128"), ("whole", "whole batch"), ("vmap", "jax.vmap"))
+    cases += [
+        Case(f"ant physics {lanes} lanes, {label}", "physics", {"devices": 2, "lanes": lanes, "vectorize": vectorize})
+        for lanes in (256, 1024, 4096)
+        for vectorize, label in blocks
+    ]
+    return cases
+
+
+def gpu() -> list[Case]:
+    """One accelerator, within 8 minutes: both vectorisations, the training program at growing numbers of lanes, GAE."""
+    cases = []
+    for env, backend, lanes in (("ant", "spring", 8192), ("humanoid", "spring", 8192), ("ant", "mjx", 4096)):
+        for vectorize in ("vmap", "minor"):
+            options = {"env": env, "backend": backend, "vectorize": vectorize, "devices": 1, "lanes": lanes}
+            cases.append(Case(f"{env}/{backend} physics {vectorize}", "physics", options | {"repeats": 9}))
+    for lanes in (2048, 8192, 32768):
+        for vectorize in ("vmap", "minor"):
+            options = {"devices": 1, "lanes": lanes, "vectorize": vectorize, "repeats": 9}
+            cases.append(Case(f"ant training {lanes} lanes {vectorize}", "training", options))
+    cases += [Case(f"gae {form} 128 x 32768", "gae", {"form": form, "lanes": 32768}) for form in FORMS]
+    return cases
+
+
+FORMS = ("scan", "associative", "floor")
+
+
 def resets() -> list[Case]:
     """What an entry of the reset pool costs beside the 32 environment steps it is prepared for."""
     pairs = [(env, None) for env in (*MAIN, "inverted_pendulum", "reacher")]
@@ -72,7 +115,7 @@ def gae() -> list[Case]:
     return [
         Case(f"{form} {length} x {lanes}", "gae", {"form": form, "length": length, "lanes": lanes})
         for length, lanes in ((16, 1024), (128, 4096), (1024, 4096))
-        for form in ("scan", "associative", "floor")
+        for form in FORMS
     ]
 
 
@@ -137,6 +180,8 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "training": training,
     "resets": resets,
     "gae": gae,
+    "gpu": gpu,
+    "scaling": scaling,
     "peers": peers,
     "startup": startup,
     "threshold": threshold,
