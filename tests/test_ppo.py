@@ -786,3 +786,25 @@ def test_devices_that_share_a_batch_learn_what_one_learns_from_all_of_it(mode, f
         np.testing.assert_array_equal(both[0], both[1])
     first = jax.tree.map(lambda x: x[0], (after, info))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), first, (expected, expected_info))
+
+
+def test_devices_meet_once_in_each_minibatch():
+    """Twenty small sums instead of one had two CPU devices wait for each other a third of the time."""
+    mesh, devices = azjax.make_mesh(1, "devices"), jax.sharding.PartitionSpec("devices")
+    learner = azjax.ppo(table_config(epochs=2, minibatches=3), network=Table(), axis_name="devices")
+    whole = jax.sharding.PartitionSpec()
+    fit = jax.shard_map(
+        learner.fit, mesh=mesh, in_specs=(whole, devices, whole), out_specs=(whole, whole), check_vma=False
+    )
+    sums: dict[int, int] = {}
+
+    def walk(jaxpr: Any, loops: int) -> None:
+        for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+            if eqn.primitive.name.startswith("psum"):
+                sums[loops] = sums.get(loops, 0) + 1
+            for value in eqn.params.values():
+                if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+                    walk(value, loops + (eqn.primitive.name == "scan"))
+
+    walk(jax.make_jaxpr(fit)(table_learner()[1], table_batch(), jax.random.key(0)), 0)
+    assert sums[2] <= 2  # epochs and minibatches: the number of entries, then gradient and diagnostics
