@@ -38,21 +38,24 @@ def main() -> None:
         parser.error(f"no case of {args.suite} holds {' '.join(args.only)}")
     out = args.out or ROOT / "benchmarks" / "results" / f"{args.suite}.json"
     rounds: list[list[dict[str, Any]]] = [[] for _ in cases]
+    about = {k: v for k, v in run(Case("", "describe", {})).items() if k in ("machine", "versions")}
+    out.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1 if args.quick else args.rounds):
         for case, measured in zip(cases, rounds, strict=True):
             start = time.monotonic()
             measured.append(run(case, quick=args.quick))
-            shown = measured[-1].get("error") or figure(case, measured[-1])
+            shown = measured[-1].get("error") or figure(measured[-1][case.figure])
             print(f"round {number + 1}  {case.label:<60} {shown}  ({time.monotonic() - start:.0f} s)", flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "suite": args.suite,
-        "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",
-        "date": time.strftime("%Y-%m-%d"),
-        **{k: v for k, v in run(Case("", "describe", {})).items() if k in ("machine", "versions")},
-        "cases": [summary(case, measured) for case, measured in zip(cases, rounds, strict=True)],
-    }
-    out.write_text(json.dumps(record, indent=1) + "\n")
+            record = {
+                "suite": args.suite,
+                "command": f"python -m benchmarks {' '.join(sys.argv[1:])}",
+                "date": time.strftime("%Y-%m-%d"),
+                **about,
+                "cases": [summary(c, m) for c, m in zip(cases, rounds, strict=True) if m],
+            }
+            out.write_text(
+                json.dumps(record, indent=1) + "\n"
+            )  # after each case: an interrupted session keeps what it has
     print(table(record))
     print(f"wrote {out}")
 
@@ -89,9 +92,10 @@ def python_of(venv: str) -> str:
     return str(python)
 
 
-def figure(case: Case, measured: dict[str, Any]) -> str:
-    """The number that matters, as text."""
-    value = measured[case.figure]
+def figure(value: float | None) -> str:
+    """A number with three digits, or what stands in for one."""
+    if value is None:
+        return "not reached"
     return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
@@ -115,11 +119,9 @@ def table(record: dict[str, Any]) -> str:
     lines = ["| case | median | lowest to highest | figure |", "| --- | --- | --- | --- |"]
     for case in record["cases"]:
         if case["median"] is None:
-            lines.append(f"| {case['label']} | failed: {case['rounds'][-1].get('error')} | | |")
+            lines.append(f"| {case['label']} | {case['rounds'][-1].get('error', figure(None))} | | |")
             continue
-        low, median, high = (
-            f"{case[k]:,.3g}" if case[k] < 100 else f"{case[k]:,.0f}" for k in ("min", "median", "max")
-        )
+        low, median, high = (figure(case[k]) for k in ("min", "median", "max"))
         lines.append(f"| {case['label']} | {median} | {low} to {high} | {case['figure']} |")
     return "\n".join(lines)
 
