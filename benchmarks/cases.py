@@ -221,11 +221,13 @@ def gae(form: str = "scan", length: int = 128, lanes: int = 4096, repeats: int =
 def startup_once(env: str = "ant", **options: Any) -> dict[str, Any]:
     """Seconds from process start to the end of the first update, the way ``azjax train`` gets there."""
     import dataclasses
+    import importlib
 
     import azjax
-    from azjax.runs import machine, train
+    from azjax.runs import machine
     from azjax.runs.options import preset_options, resolve
 
+    train = importlib.import_module("azjax.runs.train")  # the package's attribute of that name is the function
     settings = resolve(preset_options(env, **options))
     machine.split_host(settings.fits)
     machine.use_cache()
