@@ -112,7 +112,8 @@ def choose_devices(options: TrainOptions) -> int:
     if options.devices is not None:
         require(
             options.devices <= available,
-            f"{options.devices} devices asked for, but JAX sees {available} ({jax.devices()[0].platform})",
+            f"{options.devices} devices asked for, but JAX sees {available} ({jax.devices()[0].platform}); "
+            "ask for no more than that, or leave it out",
         )
         return options.devices
     for count in range(available, 1, -1):
