@@ -253,10 +253,13 @@ def test_dot_general(data, batch):
 )
 def test_blocks_change_nothing_but_the_loop(size, block, blocks):
     def function(x, key, n):
-        return {"a": x * jax.random.uniform(key, (2,)), "b": [x.sum(), jax.random.fold_in(key, n)]}
+        empty = x[:0]  # MJX has such arrays in its states
+        return {"a": x * jax.random.uniform(key, (2,)), "b": [x.sum(), jax.random.fold_in(key, n)], "c": empty}
 
     keys = jax.random.split(jax.random.key(0), size)
     arguments = normal((3, 2, size)), keys, np.arange(size, dtype=np.int32)
+    mapped_empty = jax.jit(minor_vmap(lambda x: x + 1, block=block))(np.zeros((0, 2, size), np.float32))
+    assert mapped_empty.shape == (0, 2, size)
     mapped = minor_vmap(function, block=block)
     assert_same(jax.jit(mapped)(*arguments), jax.jit(vmap_last(function))(*arguments), rtol=1e-6, atol=1e-6)
     outer = [eqn for eqn in jax.make_jaxpr(mapped)(*arguments).eqns if eqn.primitive.name == "scan"]

@@ -77,13 +77,13 @@ def _block_size(batch: int, block: int | None) -> int:
 def _split(tree: Any, size: int) -> Any:
     """Leaves ``[..., B]`` as ``[B / size, ..., size]``."""
     leaves = jax.tree.map(jnp.asarray, tree)
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], -1, size), -2, 0), leaves)
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], x.shape[-1] // size, size), -2, 0), leaves)
 
 
 def _join(tree: Any) -> Any:
     """Leaves ``[blocks, ..., size]`` as ``[..., B]``."""
     moved = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2), tree)
-    return jax.tree.map(lambda x: x.reshape(*x.shape[:-2], -1), moved)
+    return jax.tree.map(lambda x: x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1]), moved)
 
 
 def _batch_size(arguments: tuple[Any, ...]) -> int:
