@@ -325,7 +325,14 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
     check_division(trainer.lanes, mesh.size)
     specs = partition_specs(shapes, trainer.axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    program = jax.shard_map(many, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False)
+
+    def on_device(state: TrainState) -> tuple[TrainState, Metrics]:
+        after, metrics = many(_resize_empty(state, trainer.lanes // mesh.size))
+        return _resize_empty(after, trainer.lanes), metrics
+
+    program = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
+    )
     return CompiledTrainer(
         init=jax.jit(trainer.init, out_shardings=shardings),
         step=jax.jit(program, donate_argnums=0),
@@ -346,7 +353,22 @@ def make_mesh(devices: int, axis_name: str) -> Mesh:
 
 
 def partition_specs(shapes: TrainState, axis_name: str | None) -> TrainState:
-    """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device."""
+    """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device.
+
+    Empty leaves, of which MJX has several, are on every device, too: JAX places them there whatever it is asked for.
+    """
     replicated = jax.tree.map(lambda _: PartitionSpec(), shapes)
-    lanes = jax.tree.map(lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), axis_name), shapes.lanes)
+    lanes = jax.tree.map(
+        lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), axis_name) if leaf.size else PartitionSpec(),
+        shapes.lanes,
+    )
     return dataclasses.replace(replicated, lanes=lanes)
+
+
+def _resize_empty(state: TrainState, lanes: int) -> TrainState:
+    """Empty leaves, which are not divided among devices, with as many lanes as the others have."""
+
+    def resized(leaf: Array) -> Array:
+        return leaf if leaf.size else jnp.zeros((*leaf.shape[:-1], lanes), leaf.dtype)
+
+    return dataclasses.replace(state, lanes=jax.tree.map(resized, state.lanes))

@@ -511,6 +511,29 @@ def test_replicas_are_equal_to_the_bit_and_lanes_divided(count, on_devices, requ
     assert traces == [count]
 
 
+class WithEmpty(toy_envs.Target):
+    """Has an array without elements in its state, like MJX's."""
+
+    def reset(self, key: Any, params: Any) -> azjax.EnvState:
+        return super().reset(key, params).replace(inner={"empty": jnp.zeros((0, 3))})
+
+    def step(self, state: azjax.EnvState, action: Any) -> azjax.EnvState:
+        return super().step(state, action).replace(inner=state.inner)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_empty_arrays_in_a_state_pass_programs_that_were_compiled_ahead(count, require_devices):
+    require_devices(count)
+    trainer = azjax.make_trainer(WithEmpty(), toy_envs.idle(AXIS), lanes=32, rollout_length=2, axis_name=AXIS)
+    compiled = azjax.compile(trainer, azjax.make_mesh(count, AXIS), updates_per_call=2)
+    init = compiled.init.lower(jax.random.key(0)).compile()
+    step = compiled.step.lower(compiled.state).compile()
+    state, _ = step(init(jax.random.key(0)))
+    state, _ = step(state)
+    assert state.lanes.env.inner["empty"].shape == (0, 3, 32)
+    assert azjax.counter_to_int(state.env_steps) == 4 * 32 * 2
+
+
 def test_replicas_stay_equal_with_minibatches_of_their_own(require_devices):
     """Each device permutes its own lanes; what they learn from it is reduced, so they never part."""
     require_devices(4)
