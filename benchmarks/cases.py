@@ -5,6 +5,7 @@ A case is a function of keyword arguments that returns plain numbers. ``devices`
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -104,19 +105,10 @@ def training(
     import azjax
     from azjax.runs.options import preset_options, resolve
 
-    settings = resolve(preset_options(env, backend, **options))
+    train = importlib.import_module("azjax.runs.train")  # the package's attribute of that name is the function
+    settings = resolve(preset_options(env, backend, vectorize=vectorize, **options))
     learner = azjax.ppo(settings.ppo, axis_name=AXIS)
-    trainer = azjax.make_trainer(
-        azjax.make_env(env, backend),
-        learner,
-        lanes=settings.lanes,
-        rollout_length=settings.rollout_length,
-        action_repeat=settings.action_repeat,
-        reset_pool=settings.reset_pool,
-        stagger=settings.stagger,
-        axis_name=AXIS,
-        vectorize=vectorization(vectorize),
-    )
+    trainer = train.trainer_of(settings, azjax.make_env(env, backend), learner)
     program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
     compiled, seconds = compile_timed(program.step, program.state)
     state = program.init(jax.random.key(0))
@@ -221,7 +213,6 @@ def gae(form: str = "scan", length: int = 128, lanes: int = 4096, repeats: int =
 def startup_once(env: str = "ant", **options: Any) -> dict[str, Any]:
     """Seconds from process start to the end of the first update, the way ``azjax train`` gets there."""
     import dataclasses
-    import importlib
 
     import azjax
     from azjax.runs import machine

@@ -18,7 +18,7 @@ import yaml
 from azjax.config import require
 from azjax.counters import counter_to_int
 from azjax.envs import Environment, make_env
-from azjax.envs.lanes import choose_vectorize, default_pool
+from azjax.envs.lanes import Vectorize, choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.ppo import ppo
 from azjax.runs import machine
@@ -28,7 +28,7 @@ from azjax.runs.options import TrainOptions, resolve, to_plain
 from azjax.runs.plots import plot_curves
 from azjax.runs.policy import params_sha256, save_policy
 from azjax.runs.replay import write_replay
-from azjax.training import Metrics, TrainState, compile, make_mesh, make_trainer
+from azjax.training import Metrics, Trainer, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
 
 # The evaluation's seed is the run's with these bits flipped, so that it shares no key with training.
@@ -155,12 +155,9 @@ def describe(options: TrainOptions) -> str:
     )
 
 
-def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs:
-    """Traces the programs one after the other and compiles them side by side; the options are those ``as_used``."""
-    start = time.monotonic()
-    devices, per_call = options.devices or 1, options.updates_per_call or 1
-    vectorize = choose_vectorize(options.vectorize, jax.devices()[0].platform)
-    trainer = make_trainer(
+def trainer_of(options: TrainOptions, env: Environment, learner: Learner) -> Trainer:
+    """The training program of the options, on the device axis of the command line."""
+    return make_trainer(
         env,
         learner,
         lanes=options.lanes,
@@ -169,8 +166,20 @@ def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs
         reset_pool=options.reset_pool,
         stagger=options.stagger,
         axis_name=machine.AXIS,
-        vectorize=vectorize,
+        vectorize=vectorization(options),
     )
+
+
+def vectorization(options: TrainOptions) -> Vectorize:
+    """How single environments become lanes on the devices that JAX sees."""
+    return choose_vectorize(options.vectorize, jax.devices()[0].platform)
+
+
+def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs:
+    """Traces the programs one after the other and compiles them side by side; the options are those ``as_used``."""
+    start = time.monotonic()
+    devices, per_call = options.devices or 1, options.updates_per_call or 1
+    trainer = trainer_of(options, env, learner)
     mesh = make_mesh(devices, machine.AXIS)
     compiled = compile(trainer, mesh, per_call)
     evaluate = make_evaluator(
@@ -180,7 +189,7 @@ def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs
         action_repeat=options.action_repeat,
         record=getattr(env, "poses", None) if has_scene(env) else None,
         axis_name=machine.AXIS,
-        vectorize=vectorize,
+        vectorize=vectorization(options),
     )
     key = jax.random.key(options.seed)
     with ThreadPoolExecutor() as pool:
