@@ -15,6 +15,7 @@ from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
 from azjax.envs.lanes import Vectorize, batch_first, reset_lanes, select_lanes, step_lanes
 from azjax.types import ActFn, Array, Key, Params
+from azjax.xla import compiler_options
 
 _EVALUATION = 0xE7A1
 
@@ -159,7 +160,7 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
     Frames, if recorded, are those of the first device's first lane.
     """
     if mesh is None:
-        return jax.jit(evaluate)
+        return jax.jit(evaluate, compiler_options=compiler_options(jax.default_backend()))
     (axis,) = mesh.axis_names
 
     def on_device(params: Params, key: Key, first_episode: Array) -> Episodes:
@@ -172,7 +173,10 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
     program = jax.shard_map(
         on_device, mesh=mesh, in_specs=(whole, whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False
     )
-    return jax.jit(lambda params, key, first_episode=0: program(params, key, jnp.int32(first_episode)))
+    return jax.jit(
+        lambda params, key, first_episode=0: program(params, key, jnp.int32(first_episode)),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+    )
 
 
 def _episodes_of(lanes: Any, frames: Any) -> Any:

@@ -210,7 +210,6 @@ def ppo_loss(
     statistics: RunningStatistics,
     return_statistics: RunningStatistics,
     config: PPOConfig,
-    axis_name: str | None = None,
 ) -> tuple[Array, Info]:
     r"""The clipped objective with value loss and entropy bonus, to be minimised.
 
@@ -228,11 +227,9 @@ def ppo_loss(
       statistics: of observations, constant in the loss.
       return_statistics: of returns; the value loss is in their units if ``normalize_returns``.
       config: hyperparameters, traced fields may be arrays.
-      axis_name: devices that share the batch. The result is then this device's part: its mean over the devices is
-        the mean over all entries, exact also where the devices' masks differ.
 
     Returns:
-      The loss [] and diagnostics, each [].
+      The loss [] and diagnostics, each [], means over the entries where the mask holds.
 
     References:
       Schulman et al., 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347, section 3 and equation 9.
@@ -241,10 +238,7 @@ def ppo_loss(
     observation = normalize(statistics, batch.observation) if config.normalize_observations else batch.observation
     distribution, value = network.apply(network_params, observation)
 
-    count = batch.mask.sum(dtype=jnp.float32)
-    if axis_name is not None:
-        count = jax.lax.pmean(count, axis_name)
-    count = jnp.where(count > 0, count, 1.0)
+    count = jnp.maximum(batch.mask.sum(dtype=jnp.float32), 1.0)
 
     def mean(x: Array) -> Array:
         return jnp.where(batch.mask, x, 0.0).sum() / count
@@ -431,14 +425,11 @@ def ppo(
                 statistics=state.params.statistics,
                 return_statistics=state.return_statistics,
                 config=hp,
-                axis_name=axis_name,
             )
 
         gradient, info = jax.grad(loss, has_aux=True)(state.params.network)
         if axis_name is not None:
-            # One array: devices meet once in each minibatch instead of once for each leaf.
-            packed, unpack = jax.flatten_util.ravel_pytree((gradient, info))
-            gradient, info = unpack(jax.lax.pmean(packed, axis_name))
+            gradient, info = _mean_over_devices((gradient, info), minibatch.batch.mask, axis_name)
         norm = optax.tree.norm(gradient)
         rate = _learning_rate(state)
         change, optimizer_state = make_optimizer(state).update(gradient, state.optimizer, state.params.network)
@@ -459,9 +450,7 @@ def ppo(
         size = flat.advantages.shape[0]
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        # One sort instead of the two of jax.random.permutation: among n rows about n^2 / 2^33 pairs tie, and keep their
-        # order.
-        order = jnp.argsort(jax.random.bits(key, (size,))).reshape(config.minibatches, -1)
+        order = _shuffled(key, size).reshape(config.minibatches, -1)
 
         def body(carry: Any, rows: Array) -> tuple[Any, Info]:
             return gradient_step(carry, jax.tree.map(lambda leaf: leaf[rows], flat))
@@ -520,6 +509,31 @@ def _require_same_static(hyperparameters: PPOConfig, config: PPOConfig) -> None:
     require(
         not other, f"hyperparameters may differ from the learner's in traced fields only, not in {', '.join(other)}"
     )
+
+
+def _mean_over_devices(means: Any, mask: Array, axis_name: str) -> Any:
+    """Means over the unmasked entries of all devices from those of each device, which may mask differently many.
+
+    Everything travels in one array: devices meet once in each minibatch.
+    """
+    packed, unpack = jax.flatten_util.ravel_pytree(means)
+    count = mask.sum(dtype=jnp.float32)
+    total = jax.lax.psum(jnp.append(packed * count, count), axis_name)
+    return unpack(total[:-1] / jnp.maximum(total[-1], 1.0))
+
+
+def _shuffled(key: Key, size: int) -> Array:
+    """The numbers below ``size`` in random order, int32 ``[size]``.
+
+    A CPU sorts one array of numbers four times as fast as it sorts keys together with values; so small numbers are
+    sorted with the random bits above them. One pair in 2^16, or fewer, ties and keeps its order.
+    """
+    words = jax.random.bits(key, (size,))
+    digits = max(size - 1, 1).bit_length()
+    if digits > 16:
+        return jnp.argsort(words).astype(jnp.int32)
+    numbered = (words << digits) | jnp.arange(size, dtype=jnp.uint32)
+    return (jnp.sort(numbered) & jnp.uint32((1 << digits) - 1)).astype(jnp.int32)
 
 
 def _steer(rate: Array, kl: Array, target: Array | float) -> Array:

@@ -31,6 +31,7 @@ from azjax.envs.lanes import (
     step_lanes,
 )
 from azjax.types import Array, Info, Key, Learner, Rollout
+from azjax.xla import compiler_options
 
 
 @flax.struct.dataclass
@@ -299,7 +300,8 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
       updates_per_call: updates of one call of ``step``; their metrics come back stacked ``[updates_per_call, ...]``.
 
     Returns:
-      Jitted functions.
+      Jitted functions, with ``azjax.xla.compiler_options``; JAX refuses such functions inside another ``jit``, where
+      ``trainer.init`` and ``trainer.step`` belong.
 
     Raises:
       ValueError: if mesh and axis name don't fit together, or the lanes can't be divided.
@@ -313,7 +315,12 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         mesh = make_mesh(1, trainer.axis_name)
     shapes = jax.eval_shape(trainer.init, jax.random.key(0))
     if mesh is None:
-        return CompiledTrainer(jax.jit(trainer.init), jax.jit(many, donate_argnums=0), shapes)
+        options = compiler_options(jax.default_backend())
+        return CompiledTrainer(
+            init=jax.jit(trainer.init, compiler_options=options),
+            step=jax.jit(many, donate_argnums=0, compiler_options=options),
+            state=shapes,
+        )
     require(
         trainer.axis_name is not None,
         f"a mesh needs a trainer and a learner with axis_name={mesh.axis_names[0]!r}",
@@ -330,12 +337,13 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         after, metrics = many(_resize_empty(state, trainer.lanes // mesh.size))
         return _resize_empty(after, trainer.lanes), metrics
 
+    options = compiler_options(mesh.devices.flat[0].platform)
     program = jax.shard_map(
         on_device, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
     )
     return CompiledTrainer(
-        init=jax.jit(trainer.init, out_shardings=shardings),
-        step=jax.jit(program, donate_argnums=0),
+        init=jax.jit(trainer.init, out_shardings=shardings, compiler_options=options),
+        step=jax.jit(program, donate_argnums=0, compiler_options=options),
         state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         ),

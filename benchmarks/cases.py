@@ -26,17 +26,20 @@ AXIS = "lanes"
 
 def _mesh_program(step: Callable[[Any], Any], state: Any, devices: int) -> tuple[Any, Any]:
     """``step`` on batch-last state divided among the devices, donated; and the state where it belongs."""
-    if devices == 1:
-        return jax.jit(step, donate_argnums=0), state
     from jax.sharding import NamedSharding, PartitionSpec
 
     import azjax
+    from azjax.xla import compiler_options
+
+    options = compiler_options(jax.devices()[0].platform)
+    if devices == 1:
+        return jax.jit(step, donate_argnums=0, compiler_options=options), state
 
     mesh = azjax.make_mesh(devices, AXIS)
     specs = jax.tree.map(lambda x: PartitionSpec(*([None] * (x.ndim - 1)), AXIS), state)
     program = jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)
     state = jax.device_put(state, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
-    return jax.jit(program, donate_argnums=0), state
+    return jax.jit(program, donate_argnums=0, compiler_options=options), state
 
 
 def vectorization(name: str) -> Any:
@@ -123,6 +126,7 @@ def update(env: str = "ant", devices: int = 2, repeats: int = 15, **options: Any
 
     import azjax
     from azjax.runs.options import preset_options, resolve
+    from azjax.xla import compiler_options
 
     settings = resolve(preset_options(env, **options))
     environment = azjax.make_env(env)
@@ -147,7 +151,8 @@ def update(env: str = "ant", devices: int = 2, repeats: int = 15, **options: Any
         step, mesh=azjax.make_mesh(devices, AXIS), in_specs=(specs,), out_specs=specs, check_vma=False
     )
     carry = (state, rollout, jax.random.key(3))
-    compiled, seconds = compile_timed(jax.jit(program), carry)
+    jitted = jax.jit(program, compiler_options=compiler_options(jax.devices()[0].platform))
+    compiled, seconds = compile_timed(jitted, carry)
     carry = compiled(carry)
     work = settings.lanes * settings.rollout_length
     return {**time_chain(compiled, carry, work=work, repeats=repeats), **seconds, "unit": "decisions/s"}

@@ -547,6 +547,114 @@ def test_platform_dependent():
     check(diagonal, normal((3, 3, 2)), fallbacks=0)
 
 
+# Arrays kept as components.
+
+
+def chain(data, x, y, size):
+    """A random program on vectors `[size, k]` that are stacked from components."""
+    k = data.draw(st.integers(2, 4), label="components")
+    steps = data.draw(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=5), label="steps")
+    shared = data.draw(st.booleans(), label="used twice")
+
+    def function(x, y):
+        value = jnp.stack([x[:, i] * (i + 1.0) for i in range(k)], axis=-1)
+        other = y[:, :k]
+        for name in steps:
+            if value.ndim == 2 and value.shape == other.shape:
+                value = STEPS[name](value, other)
+        return (value, jnp.sin(value).sum(), value * 2.0) if shared else value
+
+    return function
+
+
+STEPS = {
+    "add": lambda v, o: v + o,
+    "scalar": lambda v, o: 2.0 - v,
+    "column": lambda v, o: v * o[:, :1],
+    "row": lambda v, o: v * o[:1],
+    "constant": lambda v, o: v + np.arange(v.size, dtype=np.float32).reshape(v.shape),
+    "select": lambda v, o: jnp.where(v > o, v, 0.5),
+    "clamp": lambda v, o: lax.clamp(-1.0, v, 1.0),
+    "cross": lambda v, o: jnp.stack([v[:, 1] * o[:, 0] - v[:, 0] * o[:, 1]] * v.shape[1], -1),
+    "transpose": lambda v, o: (v.T * o.T).T,
+    "expand": lambda v, o: (v[None, :, :, None] + 1.0)[0, :, :, 0],
+    "reshape": lambda v, o: jnp.sin(v.reshape(1, v.shape[0], 1, v.shape[1])).reshape(v.shape),
+    "flatten": lambda v, o: jnp.sin(v.reshape(-1)).reshape(v.shape),
+    "broadcast": lambda v, o: jnp.broadcast_to(v[:, None], (v.shape[0], 3, v.shape[1]))[:, 1],
+    "slice": lambda v, o: jnp.concatenate([v[:, 1:], v[:, :1]], -1),
+    "stride": lambda v, o: jnp.concatenate([v[:, ::2], v[:, 1::2]], -1),
+    "rows": lambda v, o: jnp.concatenate([v[1:], v[:1]], 0),
+    "normalise": lambda v, o: v / (1.0 + jnp.abs(v).sum(-1, keepdims=True)),
+    "largest": lambda v, o: v - v.max(-1, keepdims=True),
+    "all": lambda v, o: jnp.where((v < 3.0).all(-1, keepdims=True), v, o),
+    "total": lambda v, o: v + v.sum(),
+    "columns": lambda v, o: v + v.mean(0),
+    "scan": lambda v, o: lax.scan(lambda c, _: (c * 0.5 + v, None), v, None, 2)[0],
+    "jit": lambda v, o: jax.jit(lambda a, b: a * b + a)(v, o),
+}
+
+
+@few(max_examples=60)
+@given(st.data(), st.integers(1, 3), batches)
+def test_components(data, size, batch):
+    x, y = normal((size, 4, batch)), normal((size, 4, batch), 1)
+    check(chain(data, x, y, size), x, y)
+
+
+def rotated(v, w):
+    """A cross product, and arithmetic after it."""
+    x, y, z = (v[..., i] for i in range(3))
+    a, b, c = (w[..., i] for i in range(3))
+    cross = jnp.stack([y * c - z * b, z * a - x * c, x * b - y * a], axis=-1)
+    return v + 2.0 * cross * w[..., :1]
+
+
+def test_components_are_joined_last_if_used_once():
+    v, w = normal((5, 3, 8)), normal((5, 3, 8), 1)
+    names = [name for name, _ in primitives(minor_vmap(rotated), v, w)]
+    assert names.count("concatenate") == 1
+    assert names[-1] == "concatenate"
+    shared = [name for name, _ in primitives(minor_vmap(lambda v, w: (rotated(v, w), rotated(v, w).sum(0))), v, w)]
+    assert shared.count("concatenate") == 2
+
+    def twice(v, w):
+        r = rotated(v, w)
+        return jnp.sin(r), jnp.cos(r)
+
+    names = [name for name, _ in primitives(minor_vmap(twice), v, w)]
+    assert names.count("concatenate") == 1
+    assert set(names[-2:]) == {"sin", "cos"}
+    check(twice, v, w)
+
+
+# Elementary functions.
+
+
+def test_atan2_special_values_are_those_of_the_standard():
+    values = np.array([0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 3e38, -3e38, np.inf, -np.inf, np.nan], np.float32)
+    y, x = (side.reshape(-1) for side in np.meshgrid(values, values))
+    actual, expected = np.asarray(jax.jit(minor_vmap(jnp.arctan2))(y, x)), np.arctan2(y, x)
+    np.testing.assert_allclose(actual, expected, rtol=5e-7, atol=1e-38)
+    number = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(actual[number]), np.signbit(expected[number]))
+
+
+@few(max_examples=20)
+@given(st.integers(0, 1000), st.floats(-20, 20))
+def test_atan2_is_accurate_to_a_few_units_in_the_last_place(seed, exponent):
+    y, x = normal(500, seed) * np.float32(2.0**exponent), normal(500, seed + 1)
+    exact = np.arctan2(y.astype(np.float64), x.astype(np.float64))
+    error = np.abs(np.asarray(jax.jit(minor_vmap(jnp.arctan2))(y, x)) - exact)
+    assert (error <= 4 * np.spacing(np.abs(exact).astype(np.float32))).all()
+
+
+def test_atan2_differentiates_like_jax():
+    y, x = normal((3, 4)), normal((3, 4), 1)
+    total = lambda mapped: lambda y, x: (mapped(jnp.arctan2)(y, x) ** 2).sum()  # noqa: E731
+    actual, expected = (jax.grad(total(mapped), (0, 1))(y, x) for mapped in (minor_vmap, vmap_last))
+    assert_same(actual, expected)
+
+
 def test_jit_remat_and_barrier():
     @jax.jit
     def inner(x, i):

@@ -19,6 +19,7 @@ from azjax.normalization import init_statistics, update_statistics
 from azjax.ppo import (
     LEARNING_RATE_RANGE,
     Minibatch,
+    _shuffled,
     _steer,
     default_network,
     make_schedule,
@@ -808,3 +809,25 @@ def test_devices_meet_once_in_each_minibatch():
 
     walk(jax.make_jaxpr(fit)(table_learner()[1], table_batch(), jax.random.key(0)), 0)
     assert sums[2] <= 2  # epochs and minibatches: the number of entries, then gradient and diagnostics
+
+
+# The order of rows.
+
+
+@pytest.mark.parametrize("size", [1, 2, 37, 4096, 65536, 70000])
+def test_shuffled_is_a_permutation_that_the_key_decides(size):
+    first, second, other = (np.asarray(_shuffled(jax.random.key(seed), size)) for seed in (0, 0, 1))
+    assert first.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(first), np.arange(size))
+    np.testing.assert_array_equal(first, second)
+    assert size < 3 or (first != other).any()
+
+
+def test_shuffled_places_every_row_anywhere():
+    orders = np.asarray(jax.vmap(lambda key: _shuffled(key, 8))(jax.random.split(jax.random.key(0), 8000)))
+    counts = np.stack([np.bincount(column, minlength=8) for column in orders.T])  # [place, row]
+    assert np.square(counts - 1000.0).sum() / 1000.0 < 90  # chi-square with 49 degrees of freedom, p = 3e-4
+    pairs = np.bincount(orders[:, 0] * 8 + orders[:, 1], minlength=64).reshape(8, 8)
+    assert (np.diag(pairs) == 0).all()
+    off = pairs[~np.eye(8, dtype=bool)]
+    assert np.square(off - off.mean()).sum() / off.mean() < 103  # 55 degrees, p = 1e-4

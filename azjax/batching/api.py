@@ -8,10 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.batching import control_flow, indexing, linear_algebra, rules  # noqa: F401  (they fill the table of rules)
+from azjax.batching import (  # noqa: F401  (they fill the tables of rules)
+    components,
+    control_flow,
+    elementary,
+    indexing,
+    linear_algebra,
+    rules,
+)
 from azjax.batching.interpreter import Batch, batched, call_traced
 
-CPU_BLOCK = 128
+CPU_BLOCK = 256
 """Lanes that a CPU core does best at once: enough to fill SIMD units, few enough for its cache."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from azjax.batching import jaxprs
-from azjax.batching.interpreter import Batch, Value, batched, call_traced, rule, run
+from azjax.batching.interpreter import INLINED, Batch, Value, batched, call_traced, rule, run
 from azjax.batching.jaxprs import CondForm, Equation, Literal, Program, ScanForm, UnknownForm, WhileForm
 
 Flags = Sequence[bool]
@@ -150,7 +150,7 @@ class _Moving:
 # Calls.
 
 
-@rule("jit", "pjit", "closed_call", "core_call")
+@rule(*INLINED)
 def call(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     """Inlined, so that constants reach the inside."""
     return run(jaxprs.called_program(eqn), inputs, batch)

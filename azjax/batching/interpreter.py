@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,26 +18,44 @@ from azjax.batching.jaxprs import Equation, Literal, Program, UnknownForm
 FOLD_LIMIT = 1 << 16
 """Constants with more elements than this are left to XLA."""
 
+INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+"""Calls that leave no trace in the result."""
+
 LEFT_QUIETLY = frozenset({"custom_linear_solve"})
 """Primitives that hold programs and are left to `jax.vmap` on purpose; any other one is worth a warning."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class Value:
     """An intermediate value.
 
     Attributes:
       array: `[*shape, B]` if batched, else `[*shape]`; a numpy array is a constant known while tracing.
       batched: whether the batch axis is there.
+      parts: see `joined_later`; None for every other value.
+      axis: the axis that the parts are slices of.
     """
 
-    array: Any
-    batched: bool
+    __slots__ = ("_array", "axis", "batched", "parts")
+
+    def __init__(self, array: Any, batched: bool, parts: Sequence[Any] | None = None, axis: int = 0):
+        self._array, self.batched, self.parts, self.axis = array, batched, parts, axis
+
+    @property
+    def array(self) -> Any:
+        """See above; parts are joined when it is first asked for."""
+        if self._array is None and self.parts is not None:
+            self._array = lax.concatenate(self.parts, self.axis)
+        return self._array
 
     @property
     def constant(self) -> bool:
         """Known while tracing."""
-        return not self.batched and isinstance(self.array, np.ndarray)
+        return not self.batched and isinstance(self._array, np.ndarray)
+
+
+def joined_later(parts: Sequence[Any], axis: int) -> Value:
+    """A batched value that consists of slices of extent 1 along an axis; see `azjax.batching.components`."""
+    return Value(None, True, parts, axis) if len(parts) > 1 else Value(parts[0], True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -67,15 +86,22 @@ RULES: dict[str, Rule] = {}
 """Primitive name (with `_` for `-`) to rule; filled by the modules that define the rules."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator that enters a function into `RULES`."""
+COMPONENT_RULES: dict[str, Rule] = {}
+"""What is tried first; see `azjax.batching.components`."""
+
+
+def rule(*names: str, table: dict[str, Rule] = RULES) -> Callable[[Rule], Rule]:
+    """Decorator that enters a function into a table."""
 
     def enter(function: Rule) -> Rule:
         for name in names:
-            RULES[name] = function
+            table[name] = function
         return function
 
     return enter
+
+
+component_rule = functools.partial(rule, table=COMPONENT_RULES)
 
 
 def batched(*arrays: Any) -> list[Value]:
@@ -99,7 +125,13 @@ def run(program: Program, inputs: Sequence[Value], batch: Batch) -> list[Value]:
     environment: dict[Any, Value] = {}
     for variable, constant in program.constants:
         environment[variable] = known(constant, variable.aval)
-    environment.update(zip(program.inputs, inputs, strict=True))
+
+    def bind(variable: Any, value: Value) -> None:
+        shared = value.parts is not None and variable not in program.read_once
+        environment[variable] = Value(value.array, True) if shared else value
+
+    for variable, value in zip(program.inputs, inputs, strict=True):
+        bind(variable, value)
 
     def read(operand: Any) -> Value:
         return Value(operand.value, False) if isinstance(operand, Literal) else environment[operand]
@@ -108,7 +140,7 @@ def run(program: Program, inputs: Sequence[Value], batch: Batch) -> list[Value]:
         results = evaluate(eqn, [read(operand) for operand in eqn.inputs], batch)
         for variable, result in zip(eqn.outputs, results, strict=True):
             if variable is not None:
-                environment[variable] = result
+                bind(variable, result)
     return [read(operand) for operand in program.outputs]
 
 
@@ -116,16 +148,19 @@ def evaluate(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value
     """Evaluates one equation: by its rule, by folding, unchanged, or by `jax.vmap`."""
     if not any(value.batched for value in inputs):
         return evaluate_unbatched(eqn, inputs, batch)
-    handler = RULES.get(eqn.name)
-    if handler is not None:
-        try:
-            results = handler(eqn, inputs, batch)
-        except UnknownForm as error:
-            batch.warn(eqn.name, str(error))
-            results = None
-        if results is not None:
-            return results
-    elif eqn.has_programs() and eqn.name not in LEFT_QUIETLY:
+    if eqn.has_programs() and eqn.name not in INLINED:
+        for value in inputs:
+            _ = value.array  # parts are joined out here, where all that comes later can see it
+    for handler in (COMPONENT_RULES.get(eqn.name), RULES.get(eqn.name)):
+        if handler is not None:
+            try:
+                results = handler(eqn, inputs, batch)
+            except UnknownForm as error:
+                batch.warn(eqn.name, str(error))
+                results = None
+            if results is not None:
+                return results
+    if eqn.name not in RULES and eqn.has_programs() and eqn.name not in LEFT_QUIETLY:
         batch.warn(eqn.name, "it holds programs and has no rule")
     return fall_back(eqn, inputs, batch)
 

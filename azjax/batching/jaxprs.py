@@ -5,6 +5,7 @@ while, cond, gather, scatter). What cannot be read here raises `UnknownForm`, wh
 equation to `jax.vmap`.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -76,13 +77,17 @@ class Equation:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """A closed jaxpr: constants bound, dead equations removed, operands normalised."""
+    """A closed jaxpr: constants bound, dead equations removed, operands normalised.
+
+    `read_once` holds the variables with exactly one use, as an operand or as a result.
+    """
 
     constants: tuple[tuple[Any, Any], ...]
     inputs: tuple[Any, ...]
     equations: tuple[Equation, ...]
     outputs: tuple[Any, ...]
     out_avals: tuple[Any, ...]
+    read_once: frozenset[Any]
 
 
 def trace(function: Callable[..., Any], examples: Sequence[Any]) -> tuple[Program, Any]:
@@ -100,12 +105,18 @@ def program(jaxpr: Any) -> Program:
     if len(inner.constvars) != len(consts):
         raise UnknownForm("a jaxpr with unbound constants")
     equations = tuple(_equation(eqn) for eqn in _live(inner))
+    outputs = tuple(_operand(atom) for atom in inner.outvars)
+    uses = collections.Counter(
+        operand for operands in (*(eqn.inputs for eqn in equations), outputs) for operand in operands
+        if not isinstance(operand, Literal)
+    )  # fmt: skip
     return Program(
         constants=tuple(zip(inner.constvars, consts, strict=True)),
         inputs=tuple(inner.invars),
         equations=equations,
-        outputs=tuple(_operand(atom) for atom in inner.outvars),
+        outputs=outputs,
         out_avals=tuple(atom.aval for atom in inner.outvars),
+        read_once=frozenset(variable for variable, count in uses.items() if count == 1),
     )
 
 
