@@ -160,7 +160,7 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
     Frames, if recorded, are those of the first device's first lane.
     """
     if mesh is None:
-        return jax.jit(evaluate, compiler_options=compiler_options(jax.default_backend()))
+        return jax.jit(evaluate, compiler_options=compiler_options(jax.default_backend(), soon=True))
     (axis,) = mesh.axis_names
 
     def on_device(params: Params, key: Key, first_episode: Array) -> Episodes:
@@ -175,7 +175,7 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
     )
     return jax.jit(
         lambda params, key, first_episode=0: program(params, key, jnp.int32(first_episode)),
-        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform, soon=True),
     )
 
 

@@ -315,10 +315,10 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         mesh = make_mesh(1, trainer.axis_name)
     shapes = jax.eval_shape(trainer.init, jax.random.key(0))
     if mesh is None:
-        options = compiler_options(jax.default_backend())
+        platform = jax.default_backend()
         return CompiledTrainer(
-            init=jax.jit(trainer.init, compiler_options=options),
-            step=jax.jit(many, donate_argnums=0, compiler_options=options),
+            init=jax.jit(trainer.init, compiler_options=compiler_options(platform, soon=True)),
+            step=jax.jit(many, donate_argnums=0, compiler_options=compiler_options(platform)),
             state=shapes,
         )
     require(
@@ -337,13 +337,13 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         after, metrics = many(_resize_empty(state, trainer.lanes // mesh.size))
         return _resize_empty(after, trainer.lanes), metrics
 
-    options = compiler_options(mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
     program = jax.shard_map(
         on_device, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
     )
     return CompiledTrainer(
-        init=jax.jit(trainer.init, out_shardings=shardings, compiler_options=options),
-        step=jax.jit(program, donate_argnums=0, compiler_options=options),
+        init=jax.jit(trainer.init, out_shardings=shardings, compiler_options=compiler_options(platform, soon=True)),
+        step=jax.jit(program, donate_argnums=0, compiler_options=compiler_options(platform)),
         state=jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         ),

@@ -228,9 +228,10 @@ def startup_once(env: str = "ant", **options: Any) -> dict[str, Any]:
     machine.split_host(settings.fits)
     machine.use_cache()
     settings = train.as_used(dataclasses.replace(settings, updates_per_call=1), train.choose_devices(settings))
-    environment, learner = azjax.make_env(env), azjax.ppo(settings.ppo, axis_name=machine.AXIS)
-    imported = since_process_start()
-    programs = train.build(settings, environment, learner)
+    with machine.rare_collection():
+        environment, learner = azjax.make_env(env), azjax.ppo(settings.ppo, axis_name=machine.AXIS)
+        imported = since_process_start()
+        programs = train.build(settings, environment, learner)
     jax.block_until_ready(programs.step(programs.init(jax.random.key(0))))
     return {"seconds": since_process_start(), "imports": imported, "tracing_and_compilation": programs.seconds}
 

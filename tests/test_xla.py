@@ -23,8 +23,12 @@ def test_unknown_options_are_left_out(wanted):
     assert xla.compiler_options("gpu") == {}
 
 
-def test_wide_vectors_are_known_to_this_release():
+def test_all_that_is_wanted_is_known_to_this_release():
     assert xla.compiler_options("cpu") == {"xla_cpu_prefer_vector_width": 512}
+    assert xla.compiler_options("cpu", soon=True) == {
+        "xla_cpu_prefer_vector_width": 512,
+        "xla_cpu_use_fusion_emitters": False,
+    }
 
 
 def test_compiled_programs_carry_the_options():

@@ -43,6 +43,7 @@ class Equation:
       inputs: variables or `Literal`s, one per operand.
       outputs: variables, one per result (None for a result nobody reads).
       in_avals, out_avals: their unbatched shapes and dtypes.
+      programs: those of its parameters that were read already; see `program_in`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Equation:
     outputs: tuple[Any, ...]
     in_avals: tuple[Any, ...]
     out_avals: tuple[Any, ...]
+    programs: dict[int, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def bind(self, *arrays: Any, **changed: Any) -> list[Any]:
         """Applies the primitive to other operands, with some parameters changed."""
@@ -65,6 +67,13 @@ class Equation:
         functions, params = bound if isinstance(bound, tuple) else ((), bound)
         results = self.primitive.bind(*functions, *arrays, **params)
         return list(results) if self.primitive.multiple_results else [results]
+
+    def program_in(self, jaxpr: Any) -> "Program":
+        """`program(jaxpr)` of a jaxpr among the parameters, which is read once however often it is asked for."""
+        if id(jaxpr) not in self.programs:
+            self.programs[id(jaxpr)] = program(jaxpr)
+        found: Program = self.programs[id(jaxpr)]
+        return found
 
     def has_programs(self) -> bool:
         """True if some parameter holds a jaxpr (control flow, calls, custom derivatives, kernels...)."""
@@ -166,7 +175,7 @@ def called_program(eqn: Equation) -> Program:
     """The program of a call-like equation (jit, remat, custom derivatives...)."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
-            return program(eqn.params[name])
+            return eqn.program_in(eqn.params[name])
     raise UnknownForm("a call without a jaxpr")
 
 
@@ -193,7 +202,7 @@ def scan_form(eqn: Equation) -> ScanForm:
         except (AttributeError, TypeError, ValueError) as error:
             raise UnknownForm("scan's operand groups") from error
     return ScanForm(
-        program(params["jaxpr"]), num_consts, num_carry, params["length"], params["reverse"], params["unroll"]
+        eqn.program_in(params["jaxpr"]), num_consts, num_carry, params["length"], params["reverse"], params["unroll"]
     )
 
 
@@ -211,7 +220,10 @@ def while_form(eqn: Equation) -> WhileForm:
     """Reads a `while`."""
     params = eqn.params
     return WhileForm(
-        program(params["cond_jaxpr"]), program(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"]
+        eqn.program_in(params["cond_jaxpr"]),
+        eqn.program_in(params["body_jaxpr"]),
+        params["cond_nconsts"],
+        params["body_nconsts"],
     )
 
 
@@ -228,7 +240,8 @@ class CondForm:
 
 def cond_form(eqn: Equation) -> CondForm:
     """Reads a `cond`."""
-    return CondForm(tuple(program(branch) for branch in eqn.params["branches"]), eqn.params.get("branches_platforms"))
+    branches = tuple(eqn.program_in(branch) for branch in eqn.params["branches"])
+    return CondForm(branches, eqn.params.get("branches_platforms"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

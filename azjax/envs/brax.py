@@ -177,6 +177,8 @@ class BraxEnvironment:
             )
         self._env = env
         self._randomization = randomization
+        # A program steps and resets in several places; under jit each of the two is traced once for all of them.
+        self._reset, self._step = jax.jit(self._trace_reset), jax.jit(self._trace_step)
         self.name = name or type(env).__name__.lower()
         self.backend = str(getattr(env, "backend", "custom"))
         self.episode_length = episode_length
@@ -196,12 +198,18 @@ class BraxEnvironment:
 
     def reset(self, key: Key, params: Any) -> EnvState:
         """A fresh initial state; ``key`` is consumed."""
+        return self._reset(key, params)
+
+    def step(self, state: EnvState, action: Array) -> EnvState:
+        """One control step with an action ``[A]`` in [-1, 1]."""
+        return self._step(state, action)
+
+    def _trace_reset(self, key: Key, params: Any) -> EnvState:
         with self._tracing():
             state = self._with(params).reset(key)
         return self._state(state, params, jnp.zeros((), bool))
 
-    def step(self, state: EnvState, action: Array) -> EnvState:
-        """One control step with an action ``[A]`` in [-1, 1]."""
+    def _trace_step(self, state: EnvState, action: Array) -> EnvState:
         # Brax writes into the dicts of its states; the map makes new ones, so that the caller's state stays as it is.
         inner = jax.tree.map(lambda x: x, state.inner)
         with self._tracing():

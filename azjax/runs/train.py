@@ -78,7 +78,8 @@ def train(options: TrainOptions) -> RunResult:
         machine.use_cache()
     else:
         machine.use_no_cache()
-    env = make_env(options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize)
+    with machine.rare_collection():
+        env = make_env(options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize)
     options = as_used(options, devices)
     check_memory(options, env)
     learner = ppo(options.ppo, axis_name=machine.AXIS)
@@ -89,7 +90,7 @@ def train(options: TrainOptions) -> RunResult:
     write_text(folder.file("config.yaml"), yaml.safe_dump(to_plain(options), sort_keys=False))
     with RunConsole(options.updates * options.env_steps_per_update, quiet=options.quiet) as console:
         console.say(describe(options))
-        with console.waiting("compiling"), machine.quiet_loading():
+        with console.waiting("compiling"), machine.quiet_loading(), machine.rare_collection():
             programs = build(options, env, learner)
         save = functools.partial(
             save_policy, folder.path, env=env, config=options.ppo, settings=policy_settings(options)
@@ -195,8 +196,9 @@ def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs
     with ThreadPoolExecutor() as pool:
         step = pool.submit(compiled.step.lower(compiled.state).compile)
         init = pool.submit(compiled.init.lower(key).compile)
-        evaluation = pool.submit(compile_evaluator(evaluate, mesh).lower(compiled.state.learner.params, key).compile)
-        result = Programs(init.result(), step.result(), evaluation.result(), per_call, 0.0)
+        evaluation = compile_evaluator(evaluate, mesh).lower(compiled.state.learner.params, key)
+        init.result()  # of three programs compiled at once, the memory at the peak is a third more
+        result = Programs(init.result(), step.result(), evaluation.compile(), per_call, 0.0)
     return result._replace(seconds=time.monotonic() - start)
 
 
