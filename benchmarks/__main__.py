@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.suites import SUITES, Case
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = 1800  # seconds of a case; XLA can hang (docs/performance.md)
 
 
 def main() -> None:
@@ -66,14 +67,18 @@ def run(case: Case, *, quick: bool = False) -> dict[str, Any]:
     unwanted = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
     environment = {k: v for k, v in os.environ.items() if k not in unwanted} | {"PYTHONPATH": str(ROOT)}
     python = sys.executable if case.venv is None else python_of(case.venv)
-    done = subprocess.run(
-        [python, "-m", case.module, case.name, json.dumps(options)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [python, "-m", case.module, case.name, json.dumps(options)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no result after {LONGEST} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     return dict(json.loads(done.stdout.splitlines()[-1]))

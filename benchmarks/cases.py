@@ -35,11 +35,20 @@ def _mesh_program(step: Callable[[Any], Any], state: Any, devices: int) -> tuple
     if devices == 1:
         return jax.jit(step, donate_argnums=0, compiler_options=options), state
 
+    # Empty arrays, of which MJX's states have some, can't be divided; they are made anew on each device.
+    leaves, tree = jax.tree.flatten(state)
+    kept = [leaf for leaf in leaves if leaf.size]
+
+    def on_device(kept: list[Any]) -> list[Any]:
+        lanes, full = kept[-1].shape[-1], iter(kept)
+        parts = [next(full) if leaf.size else jnp.zeros((*leaf.shape[:-1], lanes), leaf.dtype) for leaf in leaves]
+        return [leaf for leaf in jax.tree.leaves(step(jax.tree.unflatten(tree, parts))) if leaf.size]
+
     mesh = azjax.make_mesh(devices, AXIS)
-    specs = jax.tree.map(lambda x: PartitionSpec(*([None] * (x.ndim - 1)), AXIS), state)
-    program = jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)
-    state = jax.device_put(state, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
-    return jax.jit(program, donate_argnums=0, compiler_options=options), state
+    specs = [PartitionSpec(*([None] * (x.ndim - 1)), AXIS) for x in kept]
+    program = jax.shard_map(on_device, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)
+    kept = jax.device_put(kept, [NamedSharding(mesh, spec) for spec in specs])
+    return jax.jit(program, donate_argnums=0, compiler_options=options), kept
 
 
 def vectorization(name: str) -> Any:

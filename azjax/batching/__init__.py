@@ -5,7 +5,8 @@ value as well, inside loops too. For programs made of many small arrays, such as
 unit wants: contiguous lanes, no transposes and no batches of 3x3 matrix products.
 
 Inside: `jaxprs` reads traced programs, `interpreter` walks them, `folding` evaluates what is constant, and `rules`,
-`indexing`, `linear_algebra` and `control_flow` hold one small rule per primitive.
+`indexing`, `linear_algebra`, `elementary` and `control_flow` hold one small rule per primitive. `components` keeps
+short vectors apart until a kernel ends, so that XLA:CPU can use SIMD instructions for it.
 """
 
 from azjax.batching.api import CPU_BLOCK, list_fallbacks, minor_vmap
