@@ -17,7 +17,7 @@ from azjax.batching.interpreter import Batch, Value, batched, rule
 from azjax.batching.jaxprs import Equation
 
 LARGEST_UNROLLED = 16
-"""Larger matrices take a loop: XLA:CPU computes parts of longer recurrences again and again (at 23, four times slower)."""
+"""Larger matrices take a loop: XLA:CPU computes parts of longer recurrences again and again."""
 LARGEST_MATRIX = 64
 """Larger ones are left to `jax.vmap`, that is to LAPACK."""
 
