@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from azjax.batching import minor_vmap
 from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
-from azjax.envs.lanes import Vectorize, batch_first, reset_lanes, select_lanes, step_lanes
+from azjax.envs.lanes import Vectorize, batch_first, choose_vectorize, reset_lanes, select_lanes, step_lanes
 from azjax.types import ActFn, Array, Key, Params
 from azjax.xla import compiler_options
 
@@ -54,7 +53,7 @@ def make_evaluator(
     action_repeat: int = 1,
     record: Callable[[EnvState], Any] | None = None,
     axis_name: str | None = None,
-    vectorize: Vectorize = minor_vmap,
+    vectorize: Vectorize | None = None,
 ) -> Evaluator:
     """A pure function that plays one full episode in each of ``lanes`` lanes and stops when all are over.
 
@@ -66,7 +65,7 @@ def make_evaluator(
       action_repeat: environment steps per decision, as in training.
       record: of the first lane's single state: what to keep of every step, e.g. the poses for a replay.
       axis_name: the device axis under ``shard_map``; numbers the lanes of all devices one after the other.
-      vectorize: how single environments become lanes.
+      vectorize: how single environments become lanes; see ``azjax.make_trainer``.
 
     Returns:
       ``evaluate(params, key, first_episode=0) -> Episodes``. Episode number ``first_episode + lane`` is folded into
@@ -75,6 +74,7 @@ def make_evaluator(
     """
     require_number("lanes", lanes, 1, 2**30)
     decisions = -(-env.episode_length // action_repeat)
+    mapped = vectorize or choose_vectorize()
 
     class Loop(NamedTuple):
         t: Array
@@ -88,7 +88,7 @@ def make_evaluator(
         index = first_episode + jnp.arange(lanes, dtype=jnp.int32)
         if axis_name is not None:
             index = index + lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
-        states = reset_lanes(env, vectorize, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index))
+        states = reset_lanes(env, mapped, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index))
         lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(index)
         frames = _first_frames(record, states, decisions + 1)
         none = jnp.zeros(lanes, bool)
@@ -100,7 +100,7 @@ def make_evaluator(
             action, _, _ = jax.vmap(lambda o, k: act(params, o, (), k, deterministic=deterministic))(observation, keys)
             result = step_lanes(
                 env,
-                vectorize,
+                mapped,
                 loop.env,
                 loop.episodes.length,
                 action,

@@ -514,7 +514,8 @@ def _require_same_static(hyperparameters: PPOConfig, config: PPOConfig) -> None:
 def _mean_over_devices(means: Any, mask: Array, axis_name: str) -> Any:
     """Means over the unmasked entries of all devices from those of each device, which may mask differently many.
 
-    Everything travels in one array: devices meet once in each minibatch.
+    Everything travels in one array: devices meet once in each minibatch, and once more for each moment of advantages
+    that are normalised by minibatch.
     """
     packed, unpack = jax.flatten_util.ravel_pytree(means)
     count = mask.sum(dtype=jnp.float32)

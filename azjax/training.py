@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from azjax.batching import minor_vmap
 from azjax.config import require, require_number
 from azjax.counters import Counter, counter_add, counter_from_int
 from azjax.envs.base import Environment, EnvState
@@ -23,6 +22,7 @@ from azjax.envs.lanes import (
     batch_first,
     check_division,
     check_lengths,
+    choose_vectorize,
     draw_from_pool,
     fill_pool,
     pool_layout,
@@ -102,7 +102,7 @@ def make_trainer(
     reset_pool: int | None = None,
     stagger: bool = False,
     axis_name: str | None = None,
-    vectorize: Vectorize = minor_vmap,
+    vectorize: Vectorize | None = None,
 ) -> Trainer:
     """Combines an environment and a learner into a training program.
 
@@ -118,7 +118,8 @@ def make_trainer(
         Otherwise every batch of a task that rarely terminates shows one phase of the episode only, and the learner
         forgets the others. Those first episodes don't count in the statistics.
       axis_name: the device axis when ``step`` runs under ``shard_map``; the learner needs the same name.
-      vectorize: how single environments become lanes: ``minor_vmap`` or ``azjax.envs.plain_vmap``.
+      vectorize: how single environments become lanes: ``minor_vmap`` or ``azjax.envs.plain_vmap``; default
+        ``minor_vmap``, on a CPU in blocks of lanes that fit its cache.
 
     Returns:
       A ``Trainer``; pass it to ``azjax.compile``, or wrap its functions yourself.
@@ -150,6 +151,7 @@ def make_trainer(
     )
     check_lengths(lanes, env.episode_length, env_steps_per_update)
     layout = pool_layout(lanes, env_steps_per_update, reset_pool)
+    mapped = vectorize or choose_vectorize()
 
     def first_limits(key: Key) -> Array:
         if not stagger:
@@ -163,7 +165,7 @@ def make_trainer(
         return TrainState(
             learner=learner.init(key_learner, env.observation_spec, env.action_spec),
             lanes=LaneState(
-                env=reset_lanes(env, vectorize, keys),
+                env=reset_lanes(env, mapped, keys),
                 index=index,
                 elapsed=jnp.zeros(lanes, jnp.int32),
                 limit=first_limits(key_limit),
@@ -175,7 +177,7 @@ def make_trainer(
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         key, key_act, key_pool, key_fit = jax.random.split(state.key, 4)
-        pool = fill_pool(env, vectorize, key_pool, state.lanes.index, layout)
+        pool = fill_pool(env, mapped, key_pool, state.lanes.index, layout)
         lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(state.lanes.index)
 
         def decide(carry: tuple[LaneState, Array], t: Array) -> tuple[Any, tuple[Rollout, LaneReport]]:
@@ -185,7 +187,7 @@ def make_trainer(
             action, carry, info = jax.vmap(lambda o, k: learner.act(state.learner.params, o, (), k))(observation, keys)
             require(not jax.tree.leaves(carry), "the policy has a recurrent state; this trainer takes none")
             result = step_lanes(
-                env, vectorize, before.env, before.elapsed, action, limit=before.limit, action_repeat=action_repeat
+                env, mapped, before.env, before.elapsed, action, limit=before.limit, action_repeat=action_repeat
             )
             after, used, report = _account_and_reset(
                 before, result, pool._replace(used=used), layout, env.episode_length
@@ -300,8 +302,8 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
       updates_per_call: updates of one call of ``step``; their metrics come back stacked ``[updates_per_call, ...]``.
 
     Returns:
-      Jitted functions, with ``azjax.xla.compiler_options``; JAX refuses such functions inside another ``jit``, where
-      ``trainer.init`` and ``trainer.step`` belong.
+      Jitted functions, with ``azjax.xla.compiler_options``; JAX refuses to trace such functions inside others (``jit``,
+      ``grad``), where ``trainer.init`` and ``trainer.step`` belong.
 
     Raises:
       ValueError: if mesh and axis name don't fit together, or the lanes can't be divided.

@@ -19,7 +19,6 @@ _WANTED_SOON: dict[str, Options] = {
 }
 
 
-@functools.cache
 def compiler_options(platform: str, *, soon: bool = False) -> Options:
     """Options for ``jax.jit(..., compiler_options=...)`` that suit azjax's programs on a platform.
 
@@ -33,12 +32,14 @@ def compiler_options(platform: str, *, soon: bool = False) -> Options:
       >>> compiler_options("tpu")
       {}
     """
-    options: Options = {}
     wanted = _WANTED.get(platform, {}) | (_WANTED_SOON.get(platform, {}) if soon else {})
-    for name, value in wanted.items():
-        try:
-            jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(jnp.zeros(())).compile()
-        except jax.errors.JaxRuntimeError:
-            continue
-        options[name] = value
-    return options
+    return {name: value for name, value in wanted.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: int | bool) -> bool:
+    try:
+        jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(jnp.zeros(())).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.suites import SUITES, Case
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = 1800  # seconds of a case; XLA can hang (docs/performance.md)
+LONGEST = 1800  # seconds of a case; LAPACK can hang (azjax/batching/linear_algebra.py)
 
 
 def main() -> None:

@@ -40,6 +40,8 @@ def backends() -> list[Case]:
     pairs = (("ant", "positional"), ("ant", "generalized"), ("ant", "mjx"), ("humanoid", "mjx"), ("hopper", "mjx"))
     for env, backend in pairs:
         for vectorize in ("vmap", "minor"):
+            if (env, vectorize) == ("humanoid", "vmap"):
+                continue  # hangs in LAPACK: see azjax/batching/linear_algebra.py
             options = {"env": env, "backend": backend, "vectorize": vectorize, "devices": 2, "lanes": 256}
             options |= {"steps": 4, "repeats": 7}
             cases.append(Case(f"{env}/{backend} {vectorize}", "physics", options))

@@ -314,6 +314,27 @@ def test_factorisations_fail_and_differentiate_like_jax(size):
     )
 
 
+def test_larger_factorisations_stay_out_of_lapack_which_can_hang():
+    def solve(a, b):
+        return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(a), b)
+
+    a, b = np.eye(23, dtype=np.float32)[..., None].repeat(4, -1), normal((23, 4))
+    for function in (solve, functools.partial(jax.scipy.linalg.solve, assume_a="pos")):
+        texts = [jax.jit(mapped(function)).lower(a, b).as_text() for mapped in (minor_vmap, vmap_last)]
+        assert ["lapack" in text for text in texts] == [False, True]
+
+
+@pytest.mark.parametrize("size", [5, 18])
+def test_linear_solves_and_their_derivatives_are_those_of_jax(size):
+    def solve(a, b):
+        return jax.scipy.linalg.solve(a @ a.T + jnp.eye(size), b, assume_a="pos")
+
+    a, b = normal((size, size, 3)), normal((size, 3), 1)
+    check(solve, a, b, fallbacks=0, rtol=1e-4, atol=1e-5)
+    gradients = (jax.grad(lambda a, b, m=m: (m(solve)(a, b) ** 2).sum(), (0, 1))(a, b) for m in (minor_vmap, vmap_last))
+    assert_same(*gradients, rtol=1e-3, atol=1e-4)
+
+
 def test_large_products():
     a, w = normal((40, 50, 3)), jnp.asarray(normal((50, 60), 1))
     check(lambda a: a @ w, a, fallbacks=0, atol=1e-3)
@@ -601,6 +622,15 @@ STEPS = {
 def test_components(data, size, batch):
     x, y = normal((size, 4, batch)), normal((size, 4, batch), 1)
     check(chain(data, x, y, size), x, y)
+
+
+def test_components_allow_empty_slices_and_differentiate_like_jax_at_ties():
+    x = np.ones((3, 5), np.float32)
+    check(lambda x: jnp.stack([x[0], x[1], x[2]])[0:0], x)
+    check(lambda x: lax.slice(jnp.stack([x[0], x[1]]), (1,), (1,)), x)
+    for reduce in (jnp.max, jnp.min, jnp.prod, jnp.sum):
+        total = lambda mapped: lambda x: jnp.sin(mapped(lambda x: reduce(jnp.stack([x[0], x[1], x[2]])))(x)).sum()  # noqa: B023, E731
+        assert_same(*(jax.grad(total(mapped))(x) for mapped in (minor_vmap, vmap_last)))
 
 
 def rotated(v, w):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -463,3 +464,13 @@ def test_every_lane_has_factors_of_its_own():
     for name in FACTORS:
         assert len(set(params[name].tolist())) == 32
     assert float(params["mass"].max()) <= 0.7
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_of_an_environment_steps_by_itself(duplicate):
+    env = azjax.make_env(toy_envs.BraxCounter())
+    env.step(env.reset(jax.random.key(0), ()), jnp.zeros(2))
+    other = duplicate(env)
+    other._env = toy_envs.BraxCounter(ends_at=1)
+    ended = [e.step(e.reset(jax.random.key(0), ()), jnp.zeros(2)).terminated for e in (env, other)]
+    assert [bool(flag) for flag in ended] == [False, True]

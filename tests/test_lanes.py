@@ -17,7 +17,7 @@ from azjax.envs.lanes import (
     Pool,
     PoolLayout,
     _finite,
-    default_vectorize,
+    choose_vectorize,
     draw_from_pool,
     fill_pool,
     group_size,
@@ -339,7 +339,8 @@ def test_typed_keys_inside_a_state_survive_stepping_and_resetting(vectorize):
     np.testing.assert_array_equal(after.observation[0], [0, 1, 1, 0])
 
 
-def test_the_default_vectorisation_is_the_one_that_was_measured_to_be_faster():
-    assert default_vectorize("generalized", "cpu") == "vmap"
-    assert {default_vectorize(backend, "cpu") for backend in ("spring", "positional", "mjx")} == {"minor"}
-    assert default_vectorize("generalized", "gpu") == "minor"
+@pytest.mark.parametrize(("name", "platform", "blocks"), [("minor", "cpu", 4), ("minor", "gpu", 0), ("vmap", "cpu", 0)])
+def test_lanes_are_taken_in_blocks_on_a_cpu(name, platform, blocks):
+    mapped = choose_vectorize(name, platform)
+    program = str(jax.make_jaxpr(mapped(lambda x: x * 2.0))(jnp.zeros(4 * azjax.batching.CPU_BLOCK)))
+    assert (f"length={blocks}" in program) if blocks else ("scan" not in program)

@@ -12,9 +12,7 @@ from azjax import xla
 @pytest.fixture
 def wanted(monkeypatch):
     """Sets what is wanted, for this test only."""
-    xla.compiler_options.cache_clear()
-    yield lambda options: monkeypatch.setattr(xla, "_WANTED", {"cpu": options})
-    xla.compiler_options.cache_clear()
+    return lambda options: monkeypatch.setattr(xla, "_WANTED", {"cpu": options})
 
 
 def test_unknown_options_are_left_out(wanted):

@@ -168,18 +168,22 @@ def slice_(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] 
         "strides": None if strides is None else _with_one(strides, axis),
     }
     one = dataclasses.replace(eqn, params=type(params)({**params, **changed}))
-    chosen = [RULES["slice"](one, [Value(part, True)], batch) for part in value.parts[slice(*bounds)]]
-    return [joined_later([results[0].array for results in chosen if results is not None], axis)]
+    parts: list[Any] = []
+    for part in value.parts[slice(*bounds)]:
+        results = RULES["slice"](one, [Value(part, True)], batch)
+        if results is None:
+            return None
+        parts.append(results[0].array)
+    return [joined_later(parts, axis)] if parts else None
 
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": lax.add,
     "reduce_prod": lax.mul,
-    "reduce_max": lax.max,
-    "reduce_min": lax.min,
     "reduce_and": lax.bitwise_and,
     "reduce_or": lax.bitwise_or,
 }
+"""Not maximum and minimum: where components tie, their derivative would differ from JAX's."""
 
 
 @component_rule(*_COMBINE)

@@ -174,6 +174,21 @@ def checkpoint(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Val
     return _values(results, flags)
 
 
+@rule("custom_linear_solve")
+def custom_linear_solve(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
+    """A direct method, kept from LAPACK, to which `jax.vmap` would leave its factorisation and which can hang."""
+    direct = jaxprs.direct_solve(eqn)
+    if direct is None or not all(_inexact(eqn.out_avals)):
+        return None
+    solver, constants = direct
+    first, everywhere = sum(eqn.params["const_lengths"]), [True] * len(eqn.out_avals)
+
+    def forward(values: Sequence[Value]) -> list[Any]:
+        return _emit(run(solver, [*values[constants], *values[first:]], batch), everywhere, eqn.out_avals, batch)
+
+    return with_original_derivative(eqn, inputs, batch, forward)
+
+
 # Loops and branches.
 
 

@@ -46,7 +46,7 @@ def atan2(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] |
 
 
 def _atan2(y: jax.Array, x: jax.Array) -> jax.Array:
-    """The angle of (x, y), with the C standard's values for zeros and infinities."""
+    """The angle of (x, y), with the C standard's values for zeros and infinities; subnormal numbers count as zeros."""
     large, small = lax.max(abs(x), abs(y)), lax.min(abs(x), abs(y))
     # 0 / 0 stands for an angle of 0, inf / inf for one of 45 degrees.
     ratio = jnp.where(small == large, (large > 0).astype(jnp.float32), small / jnp.where(large == 0, 1.0, large))

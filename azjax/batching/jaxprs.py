@@ -227,6 +227,28 @@ def while_form(eqn: Equation) -> WhileForm:
     )
 
 
+def direct_solve(eqn: Equation) -> tuple[Program, slice] | None:
+    """The program of a `custom_linear_solve` that computes the solution, and which operands before b it takes.
+
+    None if it loops, as iterative methods do: their derivative is not that of their steps.
+    """
+    try:
+        jaxpr, lengths = eqn.params["jaxprs"].solve, eqn.params["const_lengths"]
+        start = lengths.matvec + lengths.vecmat
+        end = start + lengths.solve
+    except AttributeError as error:
+        raise UnknownForm("the solver of custom_linear_solve") from error
+    solver = eqn.program_in(jaxpr)
+    return None if _loops(solver) else (solver, slice(start, end))
+
+
+def _loops(program: Program) -> bool:
+    return any(
+        eqn.name in ("while", "scan") or any(_loops(eqn.program_in(j)) for v in eqn.params.values() for j in _jaxprs(v))
+        for eqn in program.equations
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CondForm:
     """`cond`: operands are the branch index, then the branches' arguments.

@@ -107,7 +107,8 @@ def _substitute_loop(matrix: Any, right: Any, lower: bool, unit_diagonal: bool) 
         known = lax.dynamic_index_in_dim(right, i, right.ndim - 3)  # [..., 1, m, B]
         if not unit_diagonal:
             known = known / lax.dynamic_index_in_dim(column, i, column.ndim - 3)
-        later = row > i if lower else row < i
-        return jnp.where(row == i, known, jnp.where(later, right - column * known, right))
+        # The other triangle may hold anything, NaN included, and has no part in the result or its derivative.
+        column = jnp.where(row > i if lower else row < i, column, 0)
+        return jnp.where(row == i, known, right - column * known)
 
     return lax.fori_loop(0, size, take_out, right)

@@ -86,7 +86,7 @@ def clamp(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] |
     return batched(*eqn.bind(low, batch.full(inputs[1], shape) if np.ndim(x) == 0 else x, high))
 
 
-@rule("optimization_barrier", "device_put", "psum", "pmax", "pmin", "psum_invariant")
+@rule("optimization_barrier", "stop_gradient", "device_put", "psum", "pmax", "pmin", "psum_invariant")
 def each(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] | None:
     """One result per operand, whatever its shape."""
     if any(isinstance(axis, int) for axis in eqn.params.get("axes", ())):

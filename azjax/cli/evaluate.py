@@ -14,7 +14,6 @@ import numpy as np
 
 from azjax.cli.parsing import parse
 from azjax.config import require_number
-from azjax.envs.lanes import choose_vectorize, default_vectorize
 from azjax.evaluation import compile_evaluator, make_evaluator, summarize
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
@@ -67,7 +66,6 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     policy = load_policy(options.run)
     devices = min(jax.device_count(), options.episodes)
     lanes = -(-min(options.episodes, _MOST_LANES) // devices)
-    platform = jax.devices()[0].platform
     evaluator = make_evaluator(
         policy.env,
         policy.act,
@@ -75,7 +73,6 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         deterministic=not options.stochastic,
         action_repeat=policy.action_repeat,
         axis_name=machine.AXIS,
-        vectorize=choose_vectorize(default_vectorize(policy.env.backend, platform), platform),
     )
     key = jax.random.key(options.seed)
     with machine.quiet_loading():

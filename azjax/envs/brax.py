@@ -147,6 +147,8 @@ class BraxEnvironment:
       episode_length: the time limit in environment steps.
       randomization: ranges of physics factors drawn per episode; needs Brax's ``env.sys``.
 
+    ``reset`` and ``step`` are jitted: what changes in ``env`` after their first use is not seen.
+
     Raises:
       ValueError: if ``env`` has no ``action_size``, is already wrapped for training, or cannot be randomised.
     """
@@ -177,8 +179,7 @@ class BraxEnvironment:
             )
         self._env = env
         self._randomization = randomization
-        # A program steps and resets in several places; under jit each of the two is traced once for all of them.
-        self._reset, self._step = jax.jit(self._trace_reset), jax.jit(self._trace_step)
+        self._jit()
         self.name = name or type(env).__name__.lower()
         self.backend = str(getattr(env, "backend", "custom"))
         self.episode_length = episode_length
@@ -186,6 +187,17 @@ class BraxEnvironment:
         self.observation_spec: ObservationSpec = jax.eval_shape(
             lambda key: self.reset(key, self.sample_params(key)).observation, jax.random.key(0)
         )
+
+    def _jit(self) -> None:
+        # A program steps and resets in several places; under jit each of the two is traced once for all of them.
+        self._reset, self._step = jax.jit(self._trace_reset), jax.jit(self._trace_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_reset", "_step")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._jit()
 
     @property
     def dt(self) -> float:

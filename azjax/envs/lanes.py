@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,6 @@ LARGEST_GROUP = 32
 _SMALLEST_POOL = 32
 _ENV_STEPS_PER_ENTRY = 32
 _MOST_ENTRIES = 4  # a lane
-# Their mass matrices are too large to be factorised number by number, and LAPACK wants the batch first.
-_FASTER_BY_VMAP = ("generalized",)
 
 
 def plain_vmap(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,13 +33,13 @@ def plain_vmap(f: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(f, in_axes=-1, out_axes=-1)
 
 
-def default_vectorize(backend: str, platform: str) -> Literal["minor", "vmap"]:
-    """The faster of ``"minor"`` and ``"vmap"``, as measured (``python -m benchmarks backends``)."""
-    return "vmap" if platform == "cpu" and backend in _FASTER_BY_VMAP else "minor"
+def choose_vectorize(name: str = "minor", platform: str | None = None) -> Vectorize:
+    """How single environments become lanes on a platform: ``"minor"``, in blocks on a CPU, or ``"vmap"``.
 
-
-def choose_vectorize(name: str, platform: str) -> Vectorize:
-    """How single environments become lanes on a platform: ``"minor"`` (in blocks on a CPU) or ``"vmap"``."""
+    Not by backend: on ant/generalized ``"vmap"`` is the faster one (``python -m benchmarks backends``), but with a
+    device for each core it can hang in LAPACK (``azjax.batching.linear_algebra``).
+    """
+    platform = jax.default_backend() if platform is None else platform
     if name == "vmap":
         return plain_vmap
     return functools.partial(minor_vmap, block=CPU_BLOCK if platform == "cpu" else None)

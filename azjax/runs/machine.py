@@ -97,7 +97,8 @@ def use_no_cache() -> None:
 def rare_collection() -> Iterator[None]:
     """Lets Python's garbage collector hardly ever run: it takes two fifths of the time of tracing."""
     threshold = gc.get_threshold()
-    gc.set_threshold(2_000_000, *threshold[1:])
+    if threshold[0]:  # 0 means never
+        gc.set_threshold(2_000_000, *threshold[1:])
     try:
         yield
     finally:

@@ -58,8 +58,8 @@ class TrainOptions:
     """Devices to use. Default: as many as lanes and minibatches can be divided among; a CPU has one a core."""
     updates_per_call: int | None = None
     """Updates between two looks at the metrics; must divide the number of updates. Default: chosen."""
-    vectorize: Literal["minor", "vmap"] | None = None
-    """How single environments become lanes: batch on the minor-most axis, or jax.vmap. Default: the faster one."""
+    vectorize: Literal["minor", "vmap"] = "minor"
+    """How single environments become lanes: batch on the minor-most axis, or jax.vmap."""
     deterministic: bool = False
     """On a GPU, ask XLA for the same bits in every run, at some cost in speed."""
     cache: bool = True
@@ -84,8 +84,7 @@ class TrainOptions:
         check_env_name(self.env, default_backend(self.env) if self.backend is None else self.backend)
         for name, choices in (("algorithm", ALGORITHMS), ("vectorize", ("minor", "vmap"))):
             value = getattr(self, name)
-            known = value in choices or (name == "vectorize" and value is None)
-            require(known, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+            require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
         for name, most in (
             ("steps", 2**53),
             ("lanes", 2**30),

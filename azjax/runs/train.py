@@ -18,7 +18,7 @@ import yaml
 from azjax.config import require
 from azjax.counters import counter_to_int
 from azjax.envs import Environment, make_env
-from azjax.envs.lanes import Vectorize, choose_vectorize, default_pool, default_vectorize
+from azjax.envs.lanes import Vectorize, choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.ppo import ppo
 from azjax.runs import machine
@@ -131,7 +131,6 @@ def as_used(options: TrainOptions, devices: int) -> TrainOptions:
         devices=devices,
         updates_per_call=options.updates_per_call or updates_per_look(options),
         reset_pool=options.reset_pool or default_pool(options.lanes, options.env_steps_per_update),
-        vectorize=options.vectorize or default_vectorize(str(options.backend), jax.devices()[0].platform),
     )
 
 
@@ -174,8 +173,7 @@ def trainer_of(options: TrainOptions, env: Environment, learner: Learner) -> Tra
 
 def vectorization(options: TrainOptions) -> Vectorize:
     """How single environments become lanes on the devices that JAX sees."""
-    platform = jax.devices()[0].platform
-    return choose_vectorize(options.vectorize or default_vectorize(str(options.backend), platform), platform)
+    return choose_vectorize(options.vectorize, jax.devices()[0].platform)
 
 
 def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs:
