@@ -8,13 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import flax
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
 from azjax.advantages import gae
 from azjax.config import as_arrays, register_config, require, require_number, static, traced, traced_names
 from azjax.distributions import Distribution
+from azjax.minibatches import masked_mean, mean_over_devices, normalize_advantages, shuffled
 from azjax.networks import ACTIVATIONS, LOG_STD_RANGE, ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, std, update_statistics
 from azjax.types import (
@@ -185,21 +185,6 @@ def make_schedule(config: PPOConfig) -> optax.Schedule:
     if config.schedule == "cosine":
         return optax.cosine_decay_schedule(1.0, config.schedule_updates)
     return optax.constant_schedule(1.0)
-
-
-def masked_mean(x: Array, mask: Array, axis_name: str | None = None) -> Array:
-    """Mean of the entries where ``mask`` holds, over all devices of ``axis_name``; 0 if there are none."""
-    total = jnp.where(mask, x, 0.0).sum()
-    count = mask.sum(dtype=jnp.float32)
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
-    return total / jnp.maximum(count, 1.0)
-
-
-def normalize_advantages(advantages: Array, mask: Array, axis_name: str | None = None) -> Array:
-    """Advantages with mean 0 and standard deviation 1 over the entries where ``mask`` holds, on all devices."""
-    centred = advantages - masked_mean(advantages, mask, axis_name)
-    return centred * jax.lax.rsqrt(masked_mean(jnp.square(centred), mask, axis_name) + 1e-8)
 
 
 def ppo_loss(
@@ -429,7 +414,7 @@ def ppo(
 
         gradient, info = jax.grad(loss, has_aux=True)(state.params.network)
         if axis_name is not None:
-            gradient, info = _mean_over_devices((gradient, info), minibatch.batch.mask, axis_name)
+            gradient, info = mean_over_devices((gradient, info), minibatch.batch.mask, axis_name)
         norm = optax.tree.norm(gradient)
         rate = _learning_rate(state)
         change, optimizer_state = make_optimizer(state).update(gradient, state.optimizer, state.params.network)
@@ -450,7 +435,7 @@ def ppo(
         size = flat.advantages.shape[0]
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        order = _shuffled(key, size).reshape(config.minibatches, -1)
+        order = shuffled(key, size).reshape(config.minibatches, -1)
 
         def body(carry: Any, rows: Array) -> tuple[Any, Info]:
             return gradient_step(carry, jax.tree.map(lambda leaf: leaf[rows], flat))
@@ -509,32 +494,6 @@ def _require_same_static(hyperparameters: PPOConfig, config: PPOConfig) -> None:
     require(
         not other, f"hyperparameters may differ from the learner's in traced fields only, not in {', '.join(other)}"
     )
-
-
-def _mean_over_devices(means: Any, mask: Array, axis_name: str) -> Any:
-    """Means over the unmasked entries of all devices from those of each device, which may mask differently many.
-
-    Everything travels in one array: devices meet once in each minibatch, and once more for each moment of advantages
-    that are normalised by minibatch.
-    """
-    packed, unpack = jax.flatten_util.ravel_pytree(means)
-    count = mask.sum(dtype=jnp.float32)
-    total = jax.lax.psum(jnp.append(packed * count, count), axis_name)
-    return unpack(total[:-1] / jnp.maximum(total[-1], 1.0))
-
-
-def _shuffled(key: Key, size: int) -> Array:
-    """The numbers below ``size`` in random order, int32 ``[size]``.
-
-    A CPU sorts one array of numbers four times as fast as it sorts keys together with values; so small numbers are
-    sorted with the random bits above them. One pair in 2^16, or fewer, ties and keeps its order.
-    """
-    words = jax.random.bits(key, (size,))
-    digits = max(size - 1, 1).bit_length()
-    if digits > 16:
-        return jnp.argsort(words).astype(jnp.int32)
-    numbered = (words << digits) | jnp.arange(size, dtype=jnp.uint32)
-    return (jnp.sort(numbered) & jnp.uint32((1 << digits) - 1)).astype(jnp.int32)
 
 
 def _steer(rate: Array, kl: Array, target: Array | float) -> Array:

@@ -336,8 +336,9 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
     def on_device(state: TrainState) -> tuple[TrainState, Metrics]:
-        after, metrics = many(_resize_empty(state, trainer.lanes // mesh.size))
-        return _resize_empty(after, trainer.lanes), metrics
+        own = dataclasses.replace(state, lanes=resize_empty(state.lanes, trainer.lanes // mesh.size))
+        after, metrics = many(own)
+        return dataclasses.replace(after, lanes=resize_empty(after.lanes, trainer.lanes)), metrics
 
     platform = mesh.devices.flat[0].platform
     program = jax.shard_map(
@@ -363,22 +364,21 @@ def make_mesh(devices: int, axis_name: str) -> Mesh:
 
 
 def partition_specs(shapes: TrainState, axis_name: str | None) -> TrainState:
-    """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device.
-
-    Empty leaves, of which MJX has several, are on every device, too: JAX places them there whatever it is asked for.
-    """
+    """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device."""
     replicated = jax.tree.map(lambda _: PartitionSpec(), shapes)
-    lanes = jax.tree.map(
-        lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), axis_name) if leaf.size else PartitionSpec(),
-        shapes.lanes,
+    return dataclasses.replace(replicated, lanes=lane_specs(shapes.lanes, axis_name))
+
+
+def lane_specs(tree: Any, axis_name: str | None) -> Any:
+    """Specs that divide batch-last leaves along their last axis.
+
+    Empty leaves, of which MJX has several, are on every device: JAX places them there whatever it is asked for.
+    """
+    return jax.tree.map(
+        lambda leaf: PartitionSpec(*([None] * (leaf.ndim - 1)), axis_name) if leaf.size else PartitionSpec(), tree
     )
-    return dataclasses.replace(replicated, lanes=lanes)
 
 
-def _resize_empty(state: TrainState, lanes: int) -> TrainState:
-    """Empty leaves, which are not divided among devices, with as many lanes as the others have."""
-
-    def resized(leaf: Array) -> Array:
-        return leaf if leaf.size else jnp.zeros((*leaf.shape[:-1], lanes), leaf.dtype)
-
-    return dataclasses.replace(state, lanes=jax.tree.map(resized, state.lanes))
+def resize_empty(tree: Any, lanes: int) -> Any:
+    """Batch-last leaves, the empty ones of which, not being divided among devices, get the others' number of lanes."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else jnp.zeros((*leaf.shape[:-1], lanes), leaf.dtype), tree)

@@ -26,29 +26,26 @@ AXIS = "lanes"
 
 def _mesh_program(step: Callable[[Any], Any], state: Any, devices: int) -> tuple[Any, Any]:
     """``step`` on batch-last state divided among the devices, donated; and the state where it belongs."""
-    from jax.sharding import NamedSharding, PartitionSpec
+    from jax.sharding import NamedSharding
 
     import azjax
+    from azjax.training import lane_specs, resize_empty
     from azjax.xla import compiler_options
 
     options = compiler_options(jax.devices()[0].platform)
     if devices == 1:
         return jax.jit(step, donate_argnums=0, compiler_options=options), state
 
-    # Empty arrays, of which MJX's states have some, can't be divided; they are made anew on each device.
-    leaves, tree = jax.tree.flatten(state)
-    kept = [leaf for leaf in leaves if leaf.size]
+    lanes = jax.tree.leaves(state)[-1].shape[-1]
 
-    def on_device(kept: list[Any]) -> list[Any]:
-        lanes, full = kept[-1].shape[-1], iter(kept)
-        parts = [next(full) if leaf.size else jnp.zeros((*leaf.shape[:-1], lanes), leaf.dtype) for leaf in leaves]
-        return [leaf for leaf in jax.tree.leaves(step(jax.tree.unflatten(tree, parts))) if leaf.size]
+    def on_device(state: Any) -> Any:
+        return resize_empty(step(resize_empty(state, lanes // devices)), lanes)
 
     mesh = azjax.make_mesh(devices, AXIS)
-    specs = [PartitionSpec(*([None] * (x.ndim - 1)), AXIS) for x in kept]
+    specs = lane_specs(state, AXIS)
     program = jax.shard_map(on_device, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False)
-    kept = jax.device_put(kept, [NamedSharding(mesh, spec) for spec in specs])
-    return jax.jit(program, donate_argnums=0, compiler_options=options), kept
+    state = jax.device_put(state, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    return jax.jit(program, donate_argnums=0, compiler_options=options), state
 
 
 def vectorization(name: str) -> Any:
@@ -56,7 +53,7 @@ def vectorization(name: str) -> Any:
     import azjax
     from azjax.envs.lanes import choose_vectorize
 
-    return azjax.minor_vmap if name == "whole" else choose_vectorize(name, jax.devices()[0].platform)
+    return azjax.minor_vmap if name == "whole" else choose_vectorize(name)
 
 
 def physics(
@@ -173,6 +170,7 @@ def resets(
     """What one fresh initial state costs, in environment steps of one lane; both on one device."""
     import azjax
     from azjax.envs.lanes import reset_lanes
+    from azjax.xla import compiler_options
 
     environment = azjax.make_env(env, backend)
     stepping = physics(env, backend, lanes, 1, "minor", steps, repeats=repeats)
@@ -188,7 +186,8 @@ def resets(
 
         return jax.lax.scan(once, carry, jnp.arange(steps))[0]
 
-    compiled, _ = compile_timed(jax.jit(step), (jax.random.key(0), jnp.zeros(())))
+    jitted = jax.jit(step, compiler_options=compiler_options(jax.devices()[0].platform))
+    compiled, _ = compile_timed(jitted, (jax.random.key(0), jnp.zeros(())))
     resetting = time_chain(compiled, (jax.random.key(0), jnp.zeros(())), work=lanes * steps, repeats=repeats)
     ratio = stepping["rate"] / resetting["rate"]
     return {

@@ -19,12 +19,9 @@ from azjax.normalization import init_statistics, update_statistics
 from azjax.ppo import (
     LEARNING_RATE_RANGE,
     Minibatch,
-    _shuffled,
     _steer,
     default_network,
     make_schedule,
-    masked_mean,
-    normalize_advantages,
     ppo_loss,
 )
 
@@ -462,16 +459,6 @@ def test_a_policy_without_a_critic_has_monte_carlo_returns_and_no_value_loss():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_masked_mean_and_normalisation_equal_numpy():
-    rng = np.random.default_rng(0)
-    x, mask = rng.normal(size=(5, 4)).astype(np.float32) * 7 + 3, rng.random((5, 4)) < 0.6
-    np.testing.assert_allclose(masked_mean(x, mask), x[mask].mean(), rtol=1e-5)
-    normal = np.asarray(normalize_advantages(jnp.asarray(x), jnp.asarray(mask)))
-    np.testing.assert_allclose(normal[mask], (x[mask] - x[mask].mean()) / x[mask].std(), rtol=1e-4, atol=1e-5)
-    assert float(masked_mean(x, np.zeros_like(mask))) == 0.0
-    assert np.isfinite(normalize_advantages(jnp.full(4, 2.0), jnp.ones(4, bool))).all()
-
-
 def score_of(batch: azjax.Batch) -> np.ndarray:
     """Gradient of log_prob with respect to the untrained table's means."""
     return np.asarray(batch.action) / np.exp(-0.5) ** 2
@@ -809,25 +796,3 @@ def test_devices_meet_once_in_each_minibatch():
 
     walk(jax.make_jaxpr(fit)(table_learner()[1], table_batch(), jax.random.key(0)), 0)
     assert sums[2] <= 2  # epochs and minibatches: the number of entries, then gradient and diagnostics
-
-
-# The order of rows.
-
-
-@pytest.mark.parametrize("size", [1, 2, 37, 4096, 65536, 70000])
-def test_shuffled_is_a_permutation_that_the_key_decides(size):
-    first, second, other = (np.asarray(_shuffled(jax.random.key(seed), size)) for seed in (0, 0, 1))
-    assert first.dtype == np.int32
-    np.testing.assert_array_equal(np.sort(first), np.arange(size))
-    np.testing.assert_array_equal(first, second)
-    assert size < 3 or (first != other).any()
-
-
-def test_shuffled_places_every_row_anywhere():
-    orders = np.asarray(jax.vmap(lambda key: _shuffled(key, 8))(jax.random.split(jax.random.key(0), 8000)))
-    counts = np.stack([np.bincount(column, minlength=8) for column in orders.T])  # [place, row]
-    assert np.square(counts - 1000.0).sum() / 1000.0 < 90  # chi-square with 49 degrees of freedom, p = 3e-4
-    pairs = np.bincount(orders[:, 0] * 8 + orders[:, 1], minlength=64).reshape(8, 8)
-    assert (np.diag(pairs) == 0).all()
-    off = pairs[~np.eye(8, dtype=bool)]
-    assert np.square(off - off.mean()).sum() / off.mean() < 103  # 55 degrees, p = 1e-4

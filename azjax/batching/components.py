@@ -63,17 +63,25 @@ def elementwise(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Va
         in_avals=tuple(_shortened(aval, axis, len(shape)) for aval in eqn.in_avals),
         out_avals=tuple(_shortened(aval, axis, len(shape)) for aval in eqn.out_avals),
     )
-    parts = []
-    for i in range(shape[axis]):
-        values = [
+    rows = [
+        [
             _component(value, axis, i) if len(aval.shape) == len(shape) and aval.shape[axis] > 1 else value
             for value, aval in zip(inputs, eqn.in_avals, strict=True)
         ]
-        results = RULES[eqn.name](one, values, batch)
+        for i in range(shape[axis])
+    ]
+    return _for_each(one, rows, axis, batch)
+
+
+def _for_each(eqn: Equation, rows: Sequence[Sequence[Value]], axis: int, batch: Batch) -> list[Value] | None:
+    """The ordinary rule for the operands of each component; None if it doesn't apply, or if there is none."""
+    parts: list[Any] = []
+    for values in rows:
+        results = RULES[eqn.name](eqn, values, batch)
         if results is None:
             return None
         parts.append(results[0].array)
-    return [joined_later(parts, axis)]
+    return [joined_later(parts, axis)] if parts else None
 
 
 def _shortened(aval: Any, axis: int, rank: int) -> Any:
@@ -105,13 +113,7 @@ def _moved(axis_of: Callable[[Equation, Value], int | None]) -> Rule:
             in_avals=(_shortened(eqn.in_avals[0], value.axis, len(before)),),
             out_avals=(_shortened(eqn.out_avals[0], axis, len(after)),),
         )
-        parts = []
-        for part in value.parts:
-            results = RULES[eqn.name](one, [Value(part, True)], batch)
-            if results is None:
-                return None
-            parts.append(results[0].array)
-        return [joined_later(parts, axis)]
+        return _for_each(one, [[Value(part, True)] for part in value.parts], axis, batch)
 
     return apply
 
@@ -168,13 +170,7 @@ def slice_(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value] 
         "strides": None if strides is None else _with_one(strides, axis),
     }
     one = dataclasses.replace(eqn, params=type(params)({**params, **changed}))
-    parts: list[Any] = []
-    for part in value.parts[slice(*bounds)]:
-        results = RULES["slice"](one, [Value(part, True)], batch)
-        if results is None:
-            return None
-        parts.append(results[0].array)
-    return [joined_later(parts, axis)] if parts else None
+    return _for_each(one, [[Value(part, True)] for part in value.parts[slice(*bounds)]], axis, batch)
 
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {

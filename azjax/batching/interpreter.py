@@ -21,9 +21,6 @@ FOLD_LIMIT = 1 << 16
 INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
 """Calls that leave no trace in the result."""
 
-LEFT_QUIETLY = frozenset({"custom_linear_solve"})
-"""Primitives that hold programs and are left to `jax.vmap` on purpose; any other one is worth a warning."""
-
 
 class Value:
     """An intermediate value.
@@ -160,7 +157,7 @@ def evaluate(eqn: Equation, inputs: Sequence[Value], batch: Batch) -> list[Value
                 results = None
             if results is not None:
                 return results
-    if eqn.name not in RULES and eqn.has_programs() and eqn.name not in LEFT_QUIETLY:
+    if eqn.name not in RULES and eqn.has_programs():
         batch.warn(eqn.name, "it holds programs and has no rule")
     return fall_back(eqn, inputs, batch)
 

@@ -231,7 +231,7 @@ def _spread(value: Value, shape: Sequence[int], side: int, parallel: Any, free: 
 
 
 def _broadcast_product(left: Any, right: Any) -> Any:
-    """`left * right` without the detours of `jax.numpy`, which cost more time than all else while tracing."""
+    """`left * right` without the detours of `jax.numpy`, which took a fifth of the time of tracing."""
     shape = np.broadcast_shapes(left.shape, right.shape)
     return lax.mul(
         *(lax.broadcast_in_dim(x, shape, range(len(shape))) if x.shape != shape else x for x in (left, right))

@@ -18,7 +18,7 @@ import yaml
 from azjax.config import require
 from azjax.counters import counter_to_int
 from azjax.envs import Environment, make_env
-from azjax.envs.lanes import Vectorize, choose_vectorize, default_pool
+from azjax.envs.lanes import choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.ppo import ppo
 from azjax.runs import machine
@@ -167,13 +167,8 @@ def trainer_of(options: TrainOptions, env: Environment, learner: Learner) -> Tra
         reset_pool=options.reset_pool,
         stagger=options.stagger,
         axis_name=machine.AXIS,
-        vectorize=vectorization(options),
+        vectorize=choose_vectorize(options.vectorize),
     )
-
-
-def vectorization(options: TrainOptions) -> Vectorize:
-    """How single environments become lanes on the devices that JAX sees."""
-    return choose_vectorize(options.vectorize, jax.devices()[0].platform)
 
 
 def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs:
@@ -190,7 +185,7 @@ def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs
         action_repeat=options.action_repeat,
         record=getattr(env, "poses", None) if has_scene(env) else None,
         axis_name=machine.AXIS,
-        vectorize=vectorization(options),
+        vectorize=choose_vectorize(options.vectorize),
     )
     key = jax.random.key(options.seed)
     with ThreadPoolExecutor() as pool:
