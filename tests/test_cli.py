@@ -30,10 +30,12 @@ from azjax.cli.doctor import DoctorOptions
 from azjax.cli.envs import EnvsOptions
 from azjax.cli.evaluate import EvaluateOptions
 from azjax.cli.parsing import flags_of
+from azjax.cli.resume import ResumeOptions
 from azjax.cli.train import read_options
 from azjax.envs import SUPPORTED
 from azjax.runs import machine
 from azjax.runs.folder import read_metrics
+from azjax.runs.loop import EVALUATION_SEED
 from azjax.runs.options import TrainOptions, preset_options, resolve, to_plain
 from azjax.runs.policy import load_policy
 
@@ -44,6 +46,7 @@ train_command = sys.modules["azjax.cli.train"]
 FILES = ["config.yaml", "curves.png", "metrics.jsonl", "policy.json", "policy.npz", "replay.html", "summary.json"]
 OPTIONS: dict[str, type] = {
     "train": TrainOptions,
+    "resume": ResumeOptions,
     "evaluate": EvaluateOptions,
     "envs": EnvsOptions,
     "doctor": DoctorOptions,
@@ -257,7 +260,7 @@ def test_the_saved_policy_is_the_one_that_was_evaluated_last(run: Run) -> None:
     policy, config = load_policy(run.folder), yaml.safe_load((run.folder / "config.yaml").read_text())
     calls = run.options.updates // config["updates_per_call"]
     evaluate = azjax.make_evaluator(policy.env, policy.act, lanes=7)
-    key = jax.random.fold_in(jax.random.key(3 ^ train_module._EVALUATION_SEED), calls)
+    key = jax.random.fold_in(jax.random.key(3 ^ EVALUATION_SEED), calls)
     played = azjax.compile_evaluator(evaluate)(policy.params, key)
     returns = run.json("summary.json")["evaluation"]["returns"]
     np.testing.assert_allclose(np.asarray(played.episode_return), returns, rtol=1e-4)
@@ -600,11 +603,11 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 LONG = "x" * 300
 # The command line, then what the one line on stderr must contain: the value that is wrong, and a hint.
 WRONG: list[tuple[str, list[str]]] = [
-    ("tarin ant", ["'tarin'", "did you mean 'train'", "train, evaluate, envs, doctor"]),
+    ("tarin ant", ["'tarin'", "did you mean 'train'", "train, resume, evaluate, envs, doctor"]),
     ("evaluat runs/x", ["'evaluat'", "did you mean 'evaluate'"]),
-    ("--verbose", ["'--verbose'", "train, evaluate, envs, doctor"]),
-    ("ant", ["'ant'", "train, evaluate, envs, doctor"]),
-    ("''", ["''", "train, evaluate, envs, doctor"]),
+    ("--verbose", ["'--verbose'", "train, resume, evaluate, envs, doctor"]),
+    ("ant", ["'ant'", "train, resume, evaluate, envs, doctor"]),
+    ("''", ["''", "train, resume, evaluate, envs, doctor"]),
     # environments
     ("train aant", ["'aant'", "did you mean 'ant'", "halfcheetah"]),
     ("train half-cheetah", ["'half-cheetah'", "did you mean 'halfcheetah'"]),
