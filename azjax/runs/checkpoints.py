@@ -8,8 +8,10 @@ file. A checkpoint without its description does not count, so one that was cut o
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,8 +29,8 @@ from azjax.training import TrainState
 SCHEMA = 1
 _LARGEST_RECORD = 1 << 24
 _NAME = re.compile(r"(\d{1,18})\.json")
-# What orbax adds to the arrays themselves: descriptions, and room for blocks that are not full.
-_OVERHEAD = 1 << 22
+# What orbax adds to the arrays themselves, with room to spare.
+_OVERHEAD = 1 << 20
 _PARAMETERS = "learner/params/"
 
 
@@ -110,8 +112,8 @@ class Checkpoints:
         Raises:
           ConfigError: if a whole checkpoint belongs to another training program, or was written by a newer version.
         """
-        found = self.updates()
-        for update, earlier in zip(found[::-1], [*found[-2::-1], None], strict=True):
+        found = self.updates()[::-1]
+        for update, earlier in zip(found, [*found[1:], None], strict=False):
             try:
                 return self._read(update, shapes)
             except _DamagedError as error:
@@ -134,6 +136,8 @@ class Checkpoints:
     ) -> None:
         before()
         self._folder.mkdir(exist_ok=True)
+        if shutil.disk_usage(self._folder).free < sum(array.nbytes for array in arrays.values()) + _OVERHEAD:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # orbax would leave a trace of its threads
         self._remove(update)
         path = self._folder / str(update)
         try:

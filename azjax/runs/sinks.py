@@ -11,6 +11,7 @@ import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from azjax.config import require
 
 _SECONDS_TO_CLOSE = 30.0
+_SECONDS_TO_FLUSH = 5.0
 
 
 class Sink(Protocol):
@@ -41,15 +43,26 @@ class TensorBoardSink:
     """
 
     def __init__(self, folder: Path, purge: int | None) -> None:
-        # Imported late and in the sink's thread: it takes long.
-        from tensorboardX import SummaryWriter
+        # Imported late and in the sink's thread: it takes long. The library's own queue would hide errors.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        if purge is not None:
+            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(self._event(wall_time=time.time(), step=purge, session_log=log))
+        self._flushed = time.monotonic()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Takes a line of ``metrics.jsonl``."""
-        for name, value in numbers(record):
-            self._writer.add_scalar(name, value, record["env_steps"])
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers(record)]
+        event = self._event(wall_time=time.time(), step=record["env_steps"], summary=self._summary(value=values))
+        self._writer.write_event(event)
+        if time.monotonic() - self._flushed > _SECONDS_TO_FLUSH:
+            self._writer.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Writes what is left."""
@@ -144,6 +157,7 @@ class _Worker:
         self.thread.start()
 
     def _work(self, make: Callable[[], Sink]) -> None:
+        sink: Sink | None = None
         try:
             sink = make()
             while (record := self.records.get()) is not None:
@@ -151,6 +165,9 @@ class _Worker:
             sink.close()
         except BaseException as error:  # whatever a sink does, training goes on
             self.error = error
+            with contextlib.suppress(Exception):
+                if sink is not None:
+                    sink.close()
 
 
 def check_wandb() -> None:

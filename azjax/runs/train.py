@@ -189,8 +189,8 @@ def run(prepared: Plan, folder: RunFolder, found: Restored | None, position: Pos
                     None if found is None else found.state, stop
                 )
             finally:
+                outputs.checkpoints.close()  # before the metrics, which it has written to the disk
                 outputs.metrics.close()
-                outputs.checkpoints.close()
                 outputs.sinks.close()
         if episodes is None:
             saved = outputs.checkpoints.updates()[-1:]
