@@ -356,7 +356,9 @@ def test_a_failed_write_is_a_warning_and_leaves_the_others(
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, shapes: Any, monkeypatch: Any) -> None:
     need = 4 * (state_bytes(shapes) + (1 << 20))
     for free in (need, need - 1):
-        monkeypatch.setattr(module.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(
+            module.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free, total=1 << 40)
+        )
         if free == need:
             check_space(tmp_path / "new" / "run", shapes, 2)
         else:

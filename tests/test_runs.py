@@ -32,10 +32,11 @@ from azjax.envs.lanes import group_size
 from azjax.evaluation import Episodes
 from azjax.ppo import PPOConfig
 from azjax.runs import console as console_module
+from azjax.runs import folder as folder_module
 from azjax.runs import load_policy, machine, programs, save_policy, summary
 from azjax.runs import train as train_function
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import MetricsFile, RunFolder, check_output, read_metrics, write_json, write_text
+from azjax.runs.folder import MetricsFile, RunFolder, check_output, read_metrics, replacing, write_json, write_text
 from azjax.runs.options import TrainOptions, resolve, to_plain
 from azjax.runs.plots import plot_curves, series
 from azjax.runs.policy import named_arrays, params_sha256
@@ -301,6 +302,60 @@ def test_metrics_are_whole_lines_at_any_time(tmp_path: Path) -> None:
     assert read_metrics(path) == records
 
 
+def test_metrics_go_on_after_the_lines_that_count(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"env_steps": 1}\n{"env_steps": 2}\n{"env_steps": 3}\n{"env_st')
+    file = MetricsFile(path, records=2, warn=pytest.fail)
+    file.write({"env_steps": 9})
+    file.close()
+    assert read_metrics(path) == [{"env_steps": 1}, {"env_steps": 2}, {"env_steps": 9}]
+    assert file.records == 3
+    warnings: list[str] = []
+    file = MetricsFile(path, records=5, warn=warnings.append)
+    file.close()
+    assert file.records == 3
+    assert "has 3 of the 5 lines" in warnings[0]
+
+
+def test_lines_that_cannot_be_written_wait_and_are_whole_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, warnings = tmp_path / "metrics.jsonl", []
+    file = MetricsFile(path, warn=warnings.append)
+    file.write({"env_steps": 1})
+    real = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module.os, "pwrite", lambda fd, data, at: real(fd, data[:5], at))  # the disk fills up
+        file.write({"env_steps": 2})
+        file.write({"env_steps": 3})
+        assert path.read_text() == '{"env_steps": 1}\n'  # no half line
+        with pytest.raises(OSError, match="No space left"):
+            file.sync()
+    assert len(warnings) == 1
+    file.sync()
+    file.close()
+    assert [r["env_steps"] for r in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_failed_write_leaves_no_part_behind(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("old")
+
+    def fail(path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fail(tmp_path / "data.json")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("data.json", "old")]
+
+
+def test_a_run_folder_is_claimed_by_one(tmp_path: Path) -> None:
+    first, second = RunFolder.existing(tmp_path), RunFolder.existing(tmp_path)
+    with first.claimed(), pytest.raises(ConfigError, match="is being trained by another process"), second.claimed():
+        pass
+    with second.claimed():
+        assert list(tmp_path.iterdir()) == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Policy files
 # ---------------------------------------------------------------------------------------------------------------------
@@ -472,7 +527,7 @@ def test_the_sound_policy_loads(policy: Path) -> None:
 @pytest.mark.parametrize("name", ["policy.json", "policy.npz"])
 def test_a_missing_file_is_named(policy: Path, name: str) -> None:
     (policy / name).unlink()
-    refused(policy, name, "missing", "finished run")
+    refused(policy, name, "missing", "folder of a run")
     (policy / name).mkdir()
     refused(policy, name, "missing")
 

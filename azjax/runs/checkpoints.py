@@ -347,13 +347,15 @@ def check_space(folder: Path, shapes: TrainState, keep: int) -> None:
     """
     there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     try:
-        free = shutil.disk_usage(there).free
+        usage = shutil.disk_usage(there)
     except OSError:
-        return  # where nothing can be known, nothing is refused
+        return
+    if usage.total == 0:  # no disk; what is wrong with the folder is said when it is made
+        return
     count = keep + 2  # the best, and one that is being written
     need = count * (state_bytes(shapes) + _OVERHEAD)
     require(
-        free >= need,
-        f"run folder {folder}: {free / 2**20:.0f} MiB of disk are free, but {count} checkpoints take "
+        usage.free >= need,
+        f"run folder {folder}: {usage.free / 2**20:.0f} MiB of disk are free, but {count} checkpoints take "
         f"{need / 2**20:.0f} MiB; free some, choose another --run, or use fewer --lanes",
     )

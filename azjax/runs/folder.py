@@ -68,14 +68,20 @@ class RunFolder:
         Raises:
           ConfigError: if another process holds it.
         """
-        with self.file(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(f"run {self.path} is being trained by another process; wait for it to end") from error
-            except OSError:
-                pass  # a file system without locks
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(lock, self.path)
             yield
+        finally:
+            os.close(lock)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"run {path} is being trained by another process; wait for it to end") from error
 
 
 def check_free(path: Path) -> None:

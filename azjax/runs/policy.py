@@ -173,7 +173,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    require(path.is_file(), f"{path} is missing; is this the folder of a finished run?")
+    require(path.is_file(), f"{path} is missing; is this the folder of a run?")
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
