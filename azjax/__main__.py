@@ -1,7 +1,5 @@
 """``python -m azjax``."""
 
-import sys
+from azjax.cli import entry
 
-from azjax.cli import main
-
-sys.exit(main())
+entry()

@@ -5,7 +5,6 @@ A case is a function of keyword arguments that returns plain numbers. ``devices`
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -112,12 +111,12 @@ def training(
 ) -> dict[str, Any]:
     """Environment steps/s of the whole training program with the environment's preset, ``options`` changed."""
     import azjax
+    from azjax.runs import programs
     from azjax.runs.options import preset_options, resolve
 
-    train = importlib.import_module("azjax.runs.train")  # the package's attribute of that name is the function
     settings = resolve(preset_options(env, backend, vectorize=vectorize, **options))
     learner = azjax.ppo(settings.ppo, axis_name=AXIS)
-    trainer = train.trainer_of(settings, azjax.make_env(env, backend), learner)
+    trainer = programs.trainer_of(settings, azjax.make_env(env, backend), learner)
     program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
     compiled, seconds = compile_timed(program.step, program.state)
     state = program.init(jax.random.key(0))
@@ -227,21 +226,17 @@ def startup_once(env: str = "ant", **options: Any) -> dict[str, Any]:
     """Seconds from process start to the end of the first update, the way ``azjax train`` gets there."""
     import dataclasses
 
-    import azjax
-    from azjax.runs import machine
+    from azjax.runs import machine, programs
     from azjax.runs.options import preset_options, resolve
 
-    train = importlib.import_module("azjax.runs.train")  # the package's attribute of that name is the function
-    settings = resolve(preset_options(env, **options))
+    settings = dataclasses.replace(resolve(preset_options(env, **options)), updates_per_call=1)
     machine.split_host(settings.fits)
     machine.use_cache()
-    settings = train.as_used(dataclasses.replace(settings, updates_per_call=1), train.choose_devices(settings))
-    with machine.rare_collection():
-        environment, learner = azjax.make_env(env), azjax.ppo(settings.ppo, axis_name=machine.AXIS)
-        imported = since_process_start()
-        programs = train.build(settings, environment, learner)
-    jax.block_until_ready(programs.step(programs.init(jax.random.key(0))))
-    return {"seconds": since_process_start(), "imports": imported, "tracing_and_compilation": programs.seconds}
+    devices = programs.choose_devices(settings)
+    imported = since_process_start()
+    compiled = programs.build(programs.plan(settings, devices))
+    jax.block_until_ready(compiled.step(compiled.init(jax.random.key(0))))
+    return {"seconds": since_process_start(), "imports": imported, "tracing_and_compilation": compiled.seconds}
 
 
 def startup(env: str = "ant", **options: Any) -> dict[str, Any]:

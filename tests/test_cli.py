@@ -30,10 +30,12 @@ from azjax.cli.doctor import DoctorOptions
 from azjax.cli.envs import EnvsOptions
 from azjax.cli.evaluate import EvaluateOptions
 from azjax.cli.parsing import flags_of
+from azjax.cli.resume import ResumeOptions
 from azjax.cli.train import read_options
 from azjax.envs import SUPPORTED
 from azjax.runs import machine
 from azjax.runs.folder import read_metrics
+from azjax.runs.loop import EVALUATION_SEED
 from azjax.runs.options import TrainOptions, preset_options, resolve, to_plain
 from azjax.runs.policy import load_policy
 
@@ -41,9 +43,13 @@ train_module = sys.modules["azjax.runs.train"]
 evaluate_module = sys.modules["azjax.cli.evaluate"]
 train_command = sys.modules["azjax.cli.train"]
 
-FILES = ["config.yaml", "curves.png", "metrics.jsonl", "policy.json", "policy.npz", "replay.html", "summary.json"]
+FILES = [
+    "best", "checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "policy.json", "policy.npz", "replay.html",
+    "summary.json", "tensorboard",
+]  # fmt: skip
 OPTIONS: dict[str, type] = {
     "train": TrainOptions,
+    "resume": ResumeOptions,
     "evaluate": EvaluateOptions,
     "envs": EnvsOptions,
     "doctor": DoctorOptions,
@@ -249,7 +255,7 @@ def test_the_folder_has_all_options_as_they_were_used(run: Run) -> None:
     assert config["updates_per_call"] * sum("train/episodes" in r for r in run.metrics) == run.options.updates
     assert config["reset_pool"] == 32
     assert Path(config["run"]) == run.folder
-    assert all(value is not None for name, value in config.items())
+    assert [name for name, value in config.items() if value is None] == ["wandb"]
 
 
 def test_the_saved_policy_is_the_one_that_was_evaluated_last(run: Run) -> None:
@@ -257,7 +263,7 @@ def test_the_saved_policy_is_the_one_that_was_evaluated_last(run: Run) -> None:
     policy, config = load_policy(run.folder), yaml.safe_load((run.folder / "config.yaml").read_text())
     calls = run.options.updates // config["updates_per_call"]
     evaluate = azjax.make_evaluator(policy.env, policy.act, lanes=7)
-    key = jax.random.fold_in(jax.random.key(3 ^ train_module._EVALUATION_SEED), calls)
+    key = jax.random.fold_in(jax.random.key(3 ^ EVALUATION_SEED), calls)
     played = azjax.compile_evaluator(evaluate)(policy.params, key)
     returns = run.json("summary.json")["evaluation"]["returns"]
     np.testing.assert_allclose(np.asarray(played.episode_return), returns, rtol=1e-4)
@@ -440,7 +446,7 @@ def test_the_module_and_the_script_are_the_same_command(tmp_path: Path) -> None:
     assert result == (0, f"azjax {azjax.__version__}\n", "")
     pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
     project = tomllib.loads(pyproject.read_text())["project"]
-    assert project["scripts"] == {"azjax": "azjax.cli:main"}
+    assert project["scripts"] == {"azjax": "azjax.cli:entry"}
     assert project["version"] == azjax.__version__
     assert list(tmp_path.iterdir()) == []
 
@@ -600,11 +606,11 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 LONG = "x" * 300
 # The command line, then what the one line on stderr must contain: the value that is wrong, and a hint.
 WRONG: list[tuple[str, list[str]]] = [
-    ("tarin ant", ["'tarin'", "did you mean 'train'", "train, evaluate, envs, doctor"]),
+    ("tarin ant", ["'tarin'", "did you mean 'train'", "train, resume, evaluate, envs, doctor"]),
     ("evaluat runs/x", ["'evaluat'", "did you mean 'evaluate'"]),
-    ("--verbose", ["'--verbose'", "train, evaluate, envs, doctor"]),
-    ("ant", ["'ant'", "train, evaluate, envs, doctor"]),
-    ("''", ["''", "train, evaluate, envs, doctor"]),
+    ("--verbose", ["'--verbose'", "train, resume, evaluate, envs, doctor"]),
+    ("ant", ["'ant'", "train, resume, evaluate, envs, doctor"]),
+    ("''", ["''", "train, resume, evaluate, envs, doctor"]),
     # environments
     ("train aant", ["'aant'", "did you mean 'ant'", "halfcheetah"]),
     ("train half-cheetah", ["'half-cheetah'", "did you mean 'halfcheetah'"]),
@@ -686,11 +692,32 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train inverted_pendulum --run /proc/x/run", ["/proc/x/run", "can't be made", "choose another --run"]),
     (f"train inverted_pendulum --run {LONG}", [LONG, "choose another --run"]),
     # evaluation
+    ("resume", ["PATH", "azjax resume --help"]),
+    ("resume missing", ["missing", "not a run folder", "azjax train"]),
+    ("resume occupied/file", ["occupied/file", "not a run folder"]),
+    ("resume empty", ["empty/config.yaml", "missing", "folder of a run"]),
+    ("resume damaged", ["damaged/config.yaml", "not valid YAML", "another copy"]),
+    ("resume foreign", ["foreign/config.yaml", "schema 99", "the version that wrote it"]),
+    ("resume edited", ["edited/config.yaml", "'gama'", "did you mean 'gamma'"]),
+    ("resume typed", ["typed/config.yaml", "steps is 'many'", "wrong type"]),
+    ("resume started --steps 0", ["steps is 0", "between 1 and"]),
+    ("resume started --steps -5", ["steps is -5", "between 1 and"]),
+    ("resume started --steps few", ["--steps", "'few'"]),
+    ("resume started --steps nan", ["--steps", "'nan'"]),
+    ("resume started --devices 0", ["devices is 0", "between 1 and"]),
+    ("resume started --devices 3", ["100 lanes", "3 devices"]),
+    ("resume started --stepz 5", ["--stepz", "did you mean '--steps'"]),
+    ("resume started occupied", ["'occupied'", "azjax resume --help"]),
+    ("train ant --checkpoint-seconds -1", ["checkpoint_seconds is -1", "between 0"]),
+    ("train ant --checkpoint-seconds nan", ["checkpoint_seconds is nan", "between 0"]),
+    ("train ant --keep-checkpoints 0", ["keep_checkpoints is 0", "between 1 and"]),
+    ("train ant --wandb", ["--wandb", "needs a value"]),
+    ("train ant --wandb ''", ["wandb is ''", "name a project"]),
     ("evaluate", ["PATH", "azjax evaluate --help"]),
     ("evaluate missing", ["missing", "not a run folder"]),
     ("evaluate occupied/file", ["occupied/file", "not a run folder"]),
-    ("evaluate empty", ["empty/policy.json", "missing", "finished run"]),
-    ("evaluate occupied", ["occupied/policy.json", "missing", "finished run"]),
+    ("evaluate empty", ["empty/policy.json", "missing", "folder of a run"]),
+    ("evaluate occupied", ["occupied/policy.json", "missing", "folder of a run"]),
     (f"evaluate {LONG}", [LONG, "not a run folder"]),
     ("evaluate damaged", ["damaged/policy.json", "not valid JSON", "another copy"]),
     ("evaluate foreign", ["foreign/policy.json", "schema 99", "the version that wrote it"]),
@@ -716,11 +743,19 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with some things in it that are no run, or no run any more."""
     folder = tmp_path / "workplace"
-    for name in ("empty", "occupied", "damaged", "foreign"):
+    for name in ("empty", "occupied", "damaged", "foreign", "edited", "typed", "started"):
         (folder / name).mkdir(parents=True)
     (folder / "occupied" / "file").write_text("content")
     (folder / "damaged" / "policy.json").write_text('{"schema": 1, "ppo": {')
     (folder / "foreign" / "policy.json").write_text('{"schema": 99, "ppo": {}}')
+    for name, config in (
+        ("damaged", "schema: [1"),
+        ("foreign", "schema: 99\nenv: ant\n"),
+        ("edited", "schema: 1\nenv: ant\nppo: {gama: 0.9}\n"),
+        ("typed", "schema: 1\nenv: ant\nsteps: many\n"),
+        ("started", "schema: 1\nenv: ant\nlanes: 100\nsteps: 100000\nupdates_per_call: 1\n"),
+    ):
+        (folder / name / "config.yaml").write_text(config)
     monkeypatch.chdir(folder)
     return folder
 

@@ -28,20 +28,20 @@ from rich.console import Console
 
 import azjax
 from azjax.config import ConfigError
-from azjax.counters import counter_from_int
 from azjax.envs.lanes import group_size
 from azjax.evaluation import Episodes
 from azjax.ppo import PPOConfig
 from azjax.runs import console as console_module
-from azjax.runs import load_policy, machine, save_policy
+from azjax.runs import folder as folder_module
+from azjax.runs import load_policy, machine, programs, save_policy, summary
 from azjax.runs import train as train_function
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import MetricsFile, RunFolder, check_output, read_metrics, write_json, write_text
+from azjax.runs.folder import MetricsFile, RunFolder, check_output, read_metrics, replacing, write_json, write_text
 from azjax.runs.options import TrainOptions, resolve, to_plain
 from azjax.runs.plots import plot_curves, series
 from azjax.runs.policy import named_arrays, params_sha256
 
-train_module = sys.modules["azjax.runs.train"]
+train_module = sys.modules["azjax.runs.train"]  # the package's attribute of that name is the function
 INFINITY = float("inf")
 
 
@@ -302,6 +302,60 @@ def test_metrics_are_whole_lines_at_any_time(tmp_path: Path) -> None:
     assert read_metrics(path) == records
 
 
+def test_metrics_go_on_after_the_lines_that_count(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"env_steps": 1}\n{"env_steps": 2}\n{"env_steps": 3}\n{"env_st')
+    file = MetricsFile(path, records=2, warn=pytest.fail)
+    file.write({"env_steps": 9})
+    file.close()
+    assert read_metrics(path) == [{"env_steps": 1}, {"env_steps": 2}, {"env_steps": 9}]
+    assert file.records == 3
+    warnings: list[str] = []
+    file = MetricsFile(path, records=5, warn=warnings.append)
+    file.close()
+    assert file.records == 3
+    assert "has 3 of the 5 lines" in warnings[0]
+
+
+def test_lines_that_cannot_be_written_wait_and_are_whole_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, warnings = tmp_path / "metrics.jsonl", []
+    file = MetricsFile(path, warn=warnings.append)
+    file.write({"env_steps": 1})
+    real = os.pwrite
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module.os, "pwrite", lambda fd, data, at: real(fd, data[:5], at))  # the disk fills up
+        file.write({"env_steps": 2})
+        file.write({"env_steps": 3})
+        assert path.read_text() == '{"env_steps": 1}\n'  # no half line
+        with pytest.raises(OSError, match="No space left"):
+            file.sync()
+    assert len(warnings) == 1
+    file.sync()
+    file.close()
+    assert [r["env_steps"] for r in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_failed_write_leaves_no_part_behind(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("old")
+
+    def fail(path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fail(tmp_path / "data.json")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("data.json", "old")]
+
+
+def test_a_run_folder_is_claimed_by_one(tmp_path: Path) -> None:
+    first, second = RunFolder.existing(tmp_path), RunFolder.existing(tmp_path)
+    with first.claimed(), pytest.raises(ConfigError, match="is being trained by another process"), second.claimed():
+        pass
+    with second.claimed():
+        assert list(tmp_path.iterdir()) == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Policy files
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,7 +527,7 @@ def test_the_sound_policy_loads(policy: Path) -> None:
 @pytest.mark.parametrize("name", ["policy.json", "policy.npz"])
 def test_a_missing_file_is_named(policy: Path, name: str) -> None:
     (policy / name).unlink()
-    refused(policy, name, "missing", "finished run")
+    refused(policy, name, "missing", "folder of a run")
     (policy / name).mkdir()
     refused(policy, name, "missing")
 
@@ -489,12 +543,12 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (b"", "not valid JSON"),
         (b'{"schema": 1, "ppo"', "not valid JSON"),
-        (bytes(range(256)), "not valid JSON"),
-        (b"\xff\xfe{\x00}\x00", "not valid JSON"),
+        (bytes(range(256)), "can't be read"),
+        (b"\xff\xfe{\x00}\x00", "can't be read"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"schema": ' + b"9" * 10_000 + b"}", "not valid JSON"),
-        (b"[1, 2]", "does not describe a policy"),
-        (b"null", "does not describe a policy"),
+        (b"[1, 2]", "no JSON object"),
+        (b"null", "no JSON object"),
         (b"{}", "does not describe a policy"),
         (b'{"schema": 1, "ppo": [1]}', "does not describe a policy"),
         (b" " * (2 << 20), "larger than"),
@@ -1047,26 +1101,15 @@ def test_the_machine_is_described_in_plain_data() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The loop
+# Programs, summary, options
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("calls", [1, 2, 3, 5, 7, 12, 100])
-@pytest.mark.parametrize("evaluations", [1, 2, 3, 5, 12, 1000])
-def test_evaluations_are_spread_evenly_and_the_last_call_is_one(calls: int, evaluations: int) -> None:
-    due = sorted(train_module.evaluation_calls(calls, evaluations))
-    assert len(due) == min(calls, evaluations)
-    assert due[0] >= 1
-    assert due[-1] == calls
-    gaps = np.diff([0, *due])
-    assert gaps.max() - gaps.min() <= 1
 
 
 @pytest.mark.parametrize("steps", [1, 512, 10_000, 65_536, 1_000_000, 512 * 97, 512 * 60 * 7])
 @pytest.mark.parametrize("evaluations", [1, 5, 12])
 def test_updates_between_two_looks_divide_the_updates(steps: int, evaluations: int) -> None:
     options = options_of(steps=steps, evaluations=evaluations)
-    per_look = train_module.updates_per_look(options)
+    per_look = programs.updates_per_look(options)
     assert options.updates % per_look == 0
     assert per_look >= 1
     assert options.updates // per_look >= min(evaluations, options.updates)
@@ -1074,200 +1117,15 @@ def test_updates_between_two_looks_divide_the_updates(steps: int, evaluations: i
 
 
 def test_a_look_takes_about_a_second_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module.jax, "devices", lambda: [SimpleNamespace(platform="cpu")])
+    monkeypatch.setattr(programs.jax, "devices", lambda: [SimpleNamespace(platform="cpu")])
     small, large = options_of(steps=512 * 2**12, evaluations=1), options_of(steps=2**30, lanes=2**16, evaluations=1)
-    assert 2 <= train_module.updates_per_look(small) <= 64
-    assert train_module.updates_per_look(large) == 1
-
-
-def make_metrics(updates: int, env_steps: int, **changes: Any) -> Any:
-    """Metrics of a call, stacked over its updates; ``changes`` of the totals of episodes and of the rest."""
-    totals = {
-        "ended": np.array([0, 3] + [0] * (updates - 2), np.int32)[:updates],
-        "return_sum": np.array([0.0, 12.0] + [0.0] * (updates - 2), np.float32)[:updates],
-        "return_min": np.array([INFINITY, -1.0] + [INFINITY] * (updates - 2), np.float32)[:updates],
-        "return_max": np.array([-INFINITY, 9.0] + [-INFINITY] * (updates - 2), np.float32)[:updates],
-        "length_sum": np.array([0.0, 60.0] + [0.0] * (updates - 2), np.float32)[:updates],
-    }
-    rest = {
-        "reward_mean": np.linspace(1.0, 2.0, updates, dtype=np.float32),
-        "nonfinite_lanes": np.full(updates, 2, np.int32),
-        "reset_reuse": np.full(updates, 3, np.int32),
-        "learner": {"kl": np.linspace(0.1, 0.3, updates, dtype=np.float32)},
-    }
-    totals |= {k: v for k, v in changes.items() if k in totals}
-    rest |= {k: v for k, v in changes.items() if k in rest}
-    counter = counter_from_int(env_steps)
-    stacked = jax.tree.map(lambda x: np.array([0] * (updates - 1) + [x], np.uint32), counter)
-    return azjax.Metrics(env_steps=stacked, episodes=azjax.EpisodeTotals(**totals), **rest)
-
-
-def test_a_line_of_metrics_sums_over_the_updates_of_a_call() -> None:
-    record = train_module.training_record(make_metrics(3, 2**33 + 5), options_of(), 2.0)
-    assert record["env_steps"] == 2**33 + 5
-    assert type(record["env_steps"]) is int
-    assert record["train/episodes"] == 3
-    assert record["train/episode_return"] == pytest.approx(4.0)
-    assert record["train/episode_return_min"] == -1.0
-    assert record["train/episode_return_max"] == 9.0
-    assert record["train/episode_length"] == pytest.approx(20.0)
-    assert record["train/reward_mean"] == pytest.approx(1.5)
-    assert record["train/nonfinite_lanes"] == 6
-    assert record["train/reset_reuse"] == 9
-    assert record["learner/kl"] == pytest.approx(0.2)
-    assert record["time/seconds"] == 2.0
-    assert record["time/env_steps_per_second"] == pytest.approx((2**33 + 5) / 2.0)
-    json.dumps(record, allow_nan=False)
-
-
-def test_a_line_of_metrics_leaves_out_what_is_missing() -> None:
-    none = {
-        "ended": np.zeros(2, np.int32),
-        "return_sum": np.zeros(2, np.float32),
-        "return_min": np.full(2, INFINITY, np.float32),
-        "return_max": np.full(2, -INFINITY, np.float32),
-        "length_sum": np.zeros(2, np.float32),
-    }
-    record = train_module.training_record(
-        make_metrics(2, 64, **none, learner={"kl": np.array([np.nan, 0.1]), "entropy": np.array([1.0, 3.0])}),
-        options_of(),
-        0.0,
-    )
-    assert record["train/episodes"] == 0
-    assert not [key for key in record if key.startswith(("train/episode_return", "train/episode_length"))]
-    assert "learner/kl" not in record
-    assert record["learner/entropy"] == pytest.approx(2.0)
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-
-
-def test_rewards_are_reported_per_environment_step() -> None:
-    record = train_module.training_record(make_metrics(2, 64), options_of(action_repeat=4), 1.0)
-    assert record["train/reward_mean"] == pytest.approx(1.5 / 4)
-
-
-def make_episodes(returns: list[float]) -> Episodes:
-    """Sound episodes of these returns."""
-    count = len(returns)
-    ended, broken = np.ones(count, bool), np.zeros(count, bool)
-    return Episodes(np.array(returns, np.float32), np.full(count, 20), ended, broken, None)
-
-
-class FakePrograms:
-    """Programs that only count: the learner's parameters are the number of calls."""
-
-    def __init__(self, options: TrainOptions, per_call: int, fail_at: int | None = None) -> None:
-        self.per_call = per_call
-        self.fail_at = fail_at
-        self.per_update = options.env_steps_per_update
-        self.init_keys: list[Any] = []
-        self.evaluated: list[tuple[int, tuple[int, ...]]] = []
-
-    def programs(self) -> Any:
-        return train_module.Programs(self.init, self.step, self.evaluate, self.per_call, 0.0)
-
-    def state(self, calls: int) -> Any:
-        steps = counter_from_int(calls * self.per_call * self.per_update)
-        return SimpleNamespace(learner=SimpleNamespace(params=calls), env_steps=steps)
-
-    def init(self, key: Any) -> Any:
-        self.init_keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
-        return self.state(0)
-
-    def step(self, state: Any) -> Any:
-        calls = state.learner.params + 1
-        if calls == self.fail_at:
-            raise KeyboardInterrupt
-        return self.state(calls), make_metrics(self.per_call, calls * self.per_call * self.per_update)
-
-    def evaluate(self, params: int, key: Any) -> Episodes:
-        self.evaluated.append((params, tuple(np.asarray(jax.random.key_data(key)).tolist())))
-        return make_episodes([float(params), float(params) + 2.0])
-
-
-@pytest.mark.parametrize(("per_call", "evaluations"), [(1, 1), (2, 3), (4, 5), (5, 50), (20, 1)])
-def test_the_loop_writes_every_call_and_evaluates_what_it_trained(
-    tmp_path: Path, per_call: int, evaluations: int
-) -> None:
-    options = options_of(evaluations=evaluations, seed=3, quiet=True)
-    fake = FakePrograms(options, per_call)
-    folder, saved = RunFolder(tmp_path), []
-    with RunConsole(options.steps, quiet=True) as console:
-        state, episodes, clock = train_module.run_updates(options, fake.programs(), folder, console, saved.append)
-    calls = options.updates // per_call
-    assert state.learner.params == calls
-    due = sorted(train_module.evaluation_calls(calls, evaluations))
-    assert [params for params, _ in fake.evaluated] == due
-    assert saved == due  # so that an interrupted run leaves the policy of its last evaluation
-    records = read_metrics(tmp_path / "metrics.jsonl")
-    steps = per_call * options.env_steps_per_update
-    expected = []
-    for call in range(1, calls + 1):
-        expected.append((call * steps, "train/episodes"))
-        if call in due:
-            expected.append((call * steps, "eval/episode_return_mean"))
-    assert [(r["env_steps"], key) for (_, key), r in zip(expected, records, strict=True) if key in r] == expected
-    last = records[-1]
-    assert last["eval/episode_return_mean"] == calls + 1.0
-    assert last["eval/episodes"] == 2
-    np.testing.assert_array_equal(episodes.episode_return, [calls, calls + 2])
-    assert last["env_steps"] >= options.steps > last["env_steps"] - options.env_steps_per_update
-    assert clock.training >= 0.0
-    assert clock.evaluation >= 0.0
-    seconds = [r["time/seconds"] for r in records]
-    assert seconds == sorted(seconds)
-
-
-def test_an_evaluation_has_as_many_episodes_as_were_asked_for(tmp_path: Path) -> None:
-    options = options_of(evaluation_episodes=1)
-    fake = FakePrograms(options, 20)  # whose devices play two
-    with RunConsole(options.steps, quiet=True) as console:
-        _, episodes, _ = train_module.run_updates(
-            options, fake.programs(), RunFolder(tmp_path), console, lambda params: None
-        )
-    np.testing.assert_array_equal(episodes.episode_return, [1.0])
-    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["eval/episodes"] == 1
-    frames = object()
-    assert train_module.first_episodes(episodes._replace(frames=frames), 1).frames is frames
-
-
-def test_every_evaluation_has_a_key_of_its_own_that_training_does_not_use(tmp_path: Path) -> None:
-    keys = []
-    for seed in (0, 1):
-        options = options_of(evaluations=20, seed=seed)
-        fake = FakePrograms(options, 1)
-        with RunConsole(options.steps, quiet=True) as console:
-            train_module.run_updates(
-                options, fake.programs(), RunFolder(tmp_path / str(seed)), console, lambda params: None
-            )
-        keys += fake.init_keys + [key for _, key in fake.evaluated]
-    assert len(set(keys)) == len(keys) == 2 * 21
-
-
-def test_an_interrupted_loop_leaves_whole_lines(tmp_path: Path) -> None:
-    options = options_of(evaluations=4)
-    fake = FakePrograms(options, 1, fail_at=8)
-    with pytest.raises(KeyboardInterrupt), RunConsole(options.steps, quiet=True) as console:
-        train_module.run_updates(options, fake.programs(), RunFolder(tmp_path), console, lambda params: None)
-    records = read_metrics(tmp_path / "metrics.jsonl")
-    assert len([r for r in records if "train/episodes" in r]) >= 6
-    assert all("env_steps" in r for r in records)
-
-
-def test_an_evaluation_in_which_everything_broke_does_not_end_a_run() -> None:
-    broken = make_episodes([1.0, 2.0])._replace(nonfinite=np.ones(2, bool))
-    statistics = train_module.evaluation_statistics(broken)
-    assert statistics == {"episodes": 0, "nonfinite_episodes": 2, "returns": []}
-    state = SimpleNamespace(env_steps=counter_from_int(64))
-    record = train_module.evaluation_record(state, broken, 1.0)
-    assert (record["eval/episodes"], record["eval/nonfinite_episodes"]) == (0, 2)
-    assert "broke in every evaluation episode" in train_module.evaluation_line(record)
-    ((name, text),) = train_module.return_rows(statistics)
-    assert (name, "unknown" in text) == ("episode return", True)
+    assert 2 <= programs.updates_per_look(small) <= 64
+    assert programs.updates_per_look(large) == 1
 
 
 def test_an_environment_that_cannot_be_drawn_has_no_replay() -> None:
-    assert not train_module.has_scene(azjax.make_env(toy_envs.BareBrax()))
-    assert train_module.has_scene(azjax.make_env("inverted_pendulum"))
+    assert not programs.has_scene(azjax.make_env(toy_envs.BareBrax()))
+    assert programs.has_scene(azjax.make_env("inverted_pendulum"))
 
 
 def test_a_replay_ends_where_its_poses_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1276,14 +1134,15 @@ def test_a_replay_ends_where_its_poses_break(tmp_path: Path, monkeypatch: pytest
     rotations = np.broadcast_to(np.float32([1, 0, 0, 0]), (11, 2, 4)).copy()
     rotations[6] = np.nan
     frames = SimpleNamespace(recorded=(positions, rotations), reward=np.zeros(11, np.float32))
-    episodes = make_episodes([1.0])._replace(frames=frames, length=np.int32([10]), terminated=np.zeros(1, bool))
+    none = np.zeros(1, bool)
+    episodes = Episodes(np.float32([1.0]), np.int32([10]), none, none, frames)
     written: dict[str, Any] = {}
 
     def write(path: Path, scene: Any, positions: Any, rotations: Any, **rest: Any) -> None:
         written.update(positions=positions, rotations=rotations, **rest)
 
-    monkeypatch.setattr(train_module, "write_replay", write)
-    train_module.save_replay(tmp_path / "replay.html", env, episodes, 1, "title")
+    monkeypatch.setattr(summary, "write_replay", write)
+    summary.save_replay(tmp_path / "replay.html", env, episodes, 1, "title")
     assert len(written["positions"]) == len(written["rotations"]) == len(written["rewards"]) == 6
 
 
@@ -1292,9 +1151,9 @@ def test_more_than_fits_into_memory_is_refused_before_anything_is_compiled(monke
     options = options_of(lanes=2**20, rollout_length=2**10, env="inverted_pendulum")
     monkeypatch.setattr(machine, "free_memory", lambda devices: 60 * 2**30 - 1)
     with pytest.raises(ConfigError, match=r"1048576 lanes x 1024 decisions takes 60.0 GiB or more, and 60.0 GiB"):
-        train_module.check_memory(options, env)  # 2 x (4 + 1) + 5 numbers of 4 bytes
+        programs.check_memory(options, env)  # 2 x (4 + 1) + 5 numbers of 4 bytes
     monkeypatch.setattr(machine, "free_memory", lambda devices: None)
-    train_module.check_memory(options, env)
+    programs.check_memory(options, env)
 
 
 def test_free_memory_is_a_plausible_number() -> None:
@@ -1321,15 +1180,15 @@ def test_the_default_folder_says_what_ran() -> None:
 
 
 def test_devices_are_chosen_among_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module.jax, "device_count", lambda: 6)
-    assert train_module.choose_devices(options_of(lanes=64, minibatches=1)) == 4
-    assert train_module.choose_devices(options_of(lanes=96, minibatches=1)) == 6
-    assert train_module.choose_devices(options_of(lanes=64, minibatches=512)) == 1
-    assert train_module.choose_devices(options_of(devices=2)) == 2
+    monkeypatch.setattr(programs.jax, "device_count", lambda: 6)
+    assert programs.choose_devices(options_of(lanes=64, minibatches=1)) == 4
+    assert programs.choose_devices(options_of(lanes=96, minibatches=1)) == 6
+    assert programs.choose_devices(options_of(lanes=64, minibatches=512)) == 1
+    assert programs.choose_devices(options_of(devices=2)) == 2
     with pytest.raises(ConfigError, match="8 devices asked for, but JAX sees 6"):
-        train_module.choose_devices(options_of(devices=8))
+        programs.choose_devices(options_of(devices=8))
     with pytest.raises(ConfigError, match="7 equal minibatches"):
-        train_module.choose_devices(options_of(minibatches=7))
+        programs.choose_devices(options_of(minibatches=7))
 
 
 def test_wrong_options_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

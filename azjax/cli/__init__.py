@@ -1,5 +1,5 @@
 """The command line: parsing only; the work is done by the rooms it calls."""
 
-from azjax.cli.main import main
+from azjax.cli.main import entry, main
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]

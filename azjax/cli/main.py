@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from azjax.config import ConfigError
 from azjax.envs.registry import nearest
 
 COMMANDS = {
     "train": "train a policy: azjax train ENV [--backend B] [--steps N] [--seed S] [--run DIR] ...",
+    "resume": "go on with a run that was interrupted, or make it longer: azjax resume DIR [--steps N]",
     "evaluate": "play full episodes with a trained policy: azjax evaluate DIR [--episodes N] ...",
     "envs": "list the environments with their sizes and backends",
     "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
@@ -25,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      The exit code: 0; 1 if JAX's devices don't work or ``doctor`` found something broken; 2 for wrong input; 130 when
-      interrupted.
+      The exit code: 0; 1 if JAX's devices don't work, memory or disk is full, or ``doctor`` found something broken; 2
+      for wrong input; 130 after Ctrl-C and 143 after SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -64,9 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             raise
         return BROKEN
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except OSError as error:
+        print(f"{prog}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return BROKEN
+    except KeyboardInterrupt as stop:
+        print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "exit_code", INTERRUPTED)
+
+
+def entry() -> NoReturn:
+    """The ``azjax`` script: ends the process with the code of ``main``."""
+    code = main()
+    if code >= INTERRUPTED:  # at once, without waiting for a program that XLA is still busy with
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def usage() -> str:

@@ -3,14 +3,17 @@
 from azjax.runs.options import TrainOptions, load_preset, preset_options
 from azjax.runs.policy import load_policy, save_policy
 from azjax.runs.replay import write_replay
-from azjax.runs.train import RunResult, train
+from azjax.runs.signals import RunInterrupted
+from azjax.runs.train import RunResult, resume, train
 
 __all__ = [
+    "RunInterrupted",
     "RunResult",
     "TrainOptions",
     "load_policy",
     "load_preset",
     "preset_options",
+    "resume",
     "save_policy",
     "train",
     "write_replay",

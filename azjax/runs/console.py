@@ -39,6 +39,14 @@ class RunConsole:
         if not self.quiet:
             (self._bar.console if self._bar else self._console).print(text, markup=False)
 
+    def warn(self, text: str) -> None:
+        """One line that is seen even if the run is quiet: above the bar if there is one, else on standard error."""
+        line = f"warning: {text}"
+        if self._bar:
+            self._bar.console.print(line, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:
         """Shows that something long without progress is going on, and for how long it took."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from azjax.config import ConfigError, require
 
@@ -44,9 +48,40 @@ class RunFolder:
                 break  # the constructor says what is wrong
         return cls(candidate)
 
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """The folder of a run that was started before."""
+        require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
+        require(os.access(path, os.W_OK), f"run folder {path} can't be written; copy it to where it can")
+        folder = cls.__new__(cls)
+        folder.path = path
+        return folder
+
     def file(self, name: str) -> Path:
         """The path of a file in the folder."""
         return self.path / name
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps other processes from training into the same folder; the operating system ends it with the process.
+
+        Raises:
+          ConfigError: if another process holds it.
+        """
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(lock, self.path)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"run {path} is being trained by another process; wait for it to end") from error
 
 
 def check_free(path: Path) -> None:
@@ -56,7 +91,9 @@ def check_free(path: Path) -> None:
         occupied = path.exists() and any(path.iterdir())
     except OSError as error:
         raise ConfigError(f"run folder {path} can't be used: {error.strerror}; choose another --run") from error
-    require(not occupied, f"run folder {path} is not empty; choose another --run or remove it")
+    require(
+        not occupied, f"run folder {path} is not empty; choose another --run, or go on with it: azjax resume {path}"
+    )
 
 
 def check_output(path: Path) -> None:
@@ -70,32 +107,134 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"{path} can't be written: {error.strerror}; choose another --output") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old content or the new, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of ``path`` at the end, so that a reader sees the old content or the new.
+
+    Nothing is left of it if writing fails.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as one piece."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_json(data: Any) -> str:
+    """Indented JSON."""
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, data: Any) -> None:
     """Writes JSON, indented, as one piece."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    write_text(path, to_json(data))
+
+
+def read_text(path: Path, largest: int, what: str) -> str:
+    """The text of a file that a stranger may have written.
+
+    Args:
+      path: the file.
+      largest: bytes that are still read.
+      what: what the file should be, for the message.
+
+    Raises:
+      ConfigError: if it is missing, larger, or no text.
+    """
+    require(path.is_file(), f"{path} is missing; is this the folder of a run?")
+    require(path.stat().st_size <= largest, f"{path} is larger than {largest} bytes; it is no {what}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}; use another copy of it") from error
+
+
+def read_json(path: Path, largest: int) -> dict[str, Any]:
+    """The object in a JSON file that a stranger may have written.
+
+    Raises:
+      ConfigError: if the file is missing, larger than ``largest`` bytes, or holds no JSON object.
+    """
+    text = read_text(path, largest, "description")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}; use another copy of it") from error
+    require(isinstance(data, dict), f"{path} holds no JSON object; use another copy of it")
+    return data  # type: ignore[no-any-return]
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, written as it comes."""
+    """``metrics.jsonl``: one JSON object a line, written as it comes; lines that can't be written are kept.
 
-    def __init__(self, path: Path) -> None:
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+    Args:
+      path: the file; made if it is not there.
+      records: lines that count; what comes after them, whole or not, is cut off.
+      warn: takes a line if the file can't be written (once), or has fewer whole lines than ``records``.
+    """
+
+    def __init__(self, path: Path, records: int = 0, warn: Callable[[str], None] = lambda text: None) -> None:
+        self._path = path
+        self._warn = warn
+        self._warned = False
+        self._waiting: list[bytes] = []
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.records, self._end = self._keep(records)
+        os.ftruncate(self._file, self._end)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record; a line is complete on disk before the next begins."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        """Appends a record; a line is whole in the file before the next begins."""
+        self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self.records += 1
+        try:
+            self._flush()
+        except OSError as error:
+            if not self._warned:
+                self._warn(f"{self._path} can't be written ({error.strerror}); its lines are kept in memory meanwhile")
+            self._warned = True
+
+    def sync(self) -> None:
+        """Has every record on the disk.
+
+        Raises:
+          OSError: if that can't be done.
+        """
+        self._flush()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Tries once more to write what is waiting, and closes the file."""
+        with contextlib.suppress(OSError):
+            self._flush()
+        os.close(self._file)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            line = self._waiting[0]
+            try:
+                if os.pwrite(self._file, line, self._end) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._end)  # no half line stays
+                raise
+            self._end += len(line)
+            del self._waiting[0]
+
+    def _keep(self, records: int) -> tuple[int, int]:
+        """Lines, at most so many, that are whole, and the bytes they take."""
+        with open(self._file, "rb", closefd=False) as file:
+            lengths = [len(line) for _, line in zip(range(records), file, strict=False) if line.endswith(b"\n")]
+        if len(lengths) < records:
+            self._warn(f"{self._path} has {len(lengths)} of the {records} lines that were written; the rest is lost")
+        return len(lengths), sum(lengths)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -15,8 +15,11 @@ from azjax.config import ConfigError, require, require_number
 from azjax.envs.lanes import check_division, check_lengths
 from azjax.envs.registry import check_env_name, default_backend, nearest
 from azjax.ppo import PPOConfig
+from azjax.runs.folder import read_text
+from azjax.runs.plain import from_plain
 
 SCHEMA = 1
+_LARGEST_CONFIG = 1 << 20
 ALGORITHMS = ("ppo",)
 
 
@@ -62,6 +65,14 @@ class TrainOptions:
     """How single environments become lanes: batch on the minor-most axis, or jax.vmap."""
     deterministic: bool = False
     """On a GPU, ask XLA for the same bits in every run, at some cost in speed."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two checkpoints; each evaluation makes one, too."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints to keep, beside the one with the best evaluation."""
+    tensorboard: bool = True
+    """Write event files for TensorBoard into the run's folder."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets the metrics, too. Default: none."""
     cache: bool = True
     """Keep compiled programs on disk for the next start."""
     quiet: bool = False
@@ -96,6 +107,9 @@ class TrainOptions:
         ):
             require_number(name, getattr(self, name), 1, most)
         require_number("seed", self.seed, 0, 2**32 - 1)
+        require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0, 1e9)
+        require_number("keep_checkpoints", self.keep_checkpoints, 1, 2**20)
+        require(self.wandb != "", "wandb is ''; name a project, or leave it out")
         require(
             self.env_steps_per_update < 2**31,
             f"an update of {self.env_steps_per_update} environment steps is too long; "
@@ -199,3 +213,27 @@ def to_plain(options: TrainOptions) -> dict[str, Any]:
     data["run"] = None if options.run is None else str(options.run)
     data["ppo"] = {k: list(v) if isinstance(v, tuple) else v for k, v in data["ppo"].items()}
     return {"schema": SCHEMA, **data}
+
+
+def to_yaml(options: TrainOptions) -> str:
+    """The text of ``config.yaml``."""
+    return yaml.safe_dump(to_plain(options), sort_keys=False)
+
+
+def read_options(path: Path) -> TrainOptions:
+    """The options in a ``config.yaml``.
+
+    Raises:
+      ConfigError: if the file is missing or damaged, of another schema, or holds what no option can be.
+    """
+    text = read_text(path, _LARGEST_CONFIG, "configuration")
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}; use another copy of it") from error
+    schema = data.pop("schema", None) if isinstance(data, dict) else None
+    require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
+    try:
+        return from_plain(TrainOptions, data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; use another copy of it, or the version that wrote it") from error

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from azjax.runs.folder import replacing
+
 
 def series(records: list[dict[str, Any]], key: str) -> tuple[list[float], list[float], list[float]]:
     """Environment steps, seconds and values of the records that have ``key``."""
@@ -44,4 +46,5 @@ def plot_curves(path: Path, records: list[dict[str, Any]], *, title: str) -> Non
     axes[0].set_ylabel("episode return")
     axes[0].legend(frameon=False, fontsize=8, loc="best")
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import reprlib
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +18,15 @@ from azjax.config import ConfigError, require, require_number
 from azjax.envs.base import Environment
 from azjax.envs.registry import make_env
 from azjax.ppo import PPOConfig, ppo
-from azjax.runs.folder import write_json
+from azjax.runs.folder import read_json, replacing, to_json
 from azjax.runs.options import ALGORITHMS
+from azjax.runs.plain import check_types, from_plain
 from azjax.types import ActFn, Params
 
 SCHEMA = 1
 _LARGEST_JSON = 1 << 20
 _LARGEST_NPZ = 1 << 30
-_MOST_LAYERS = 64
-_WIDEST_LAYER = 1 << 20
 _MEND = "evaluate another run, or another copy of this one"
-# What JSON gives for each field; a float may come as a whole number.
 _DESCRIPTION_TYPES: dict[str, Any] = {
     "algorithm": str,
     "env": str,
@@ -39,10 +35,6 @@ _DESCRIPTION_TYPES: dict[str, Any] = {
     "action_repeat": int,
     "randomize": bool,
     "params_sha256": str,
-}
-_CONFIG_TYPES: dict[str, Any] = {
-    field.name: {bool: bool, int: int, str: str, tuple: tuple, float: int | float}.get(type(field.default), str | None)
-    for field in dataclasses.fields(PPOConfig)
 }
 
 
@@ -85,24 +77,22 @@ def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOCo
     Returns:
       The digest of the parameters.
     """
-    temporary = folder / "policy.npz.part"
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **named_arrays(params))
-    os.replace(temporary, folder / "policy.npz")
     digest = params_sha256(params)
-    write_json(
-        folder / "policy.json",
-        {
-            "schema": SCHEMA,
-            "algorithm": "ppo",
-            "env": env.name,
-            "backend": env.backend,
-            **settings,
-            **_describe_spaces(env),
-            "ppo": _plain_config(config),
-            "params_sha256": digest,
-        },
-    )
+    description = {
+        "schema": SCHEMA,
+        "algorithm": "ppo",
+        "env": env.name,
+        "backend": env.backend,
+        **settings,
+        **_describe_spaces(env),
+        "ppo": _plain_config(config),
+        "params_sha256": digest,
+    }
+    # Both are complete before either takes its place.
+    with replacing(folder / "policy.npz") as arrays, replacing(folder / "policy.json") as text:
+        with arrays.open("wb") as file:
+            np.savez(file, allow_pickle=False, **named_arrays(params))
+        text.write_text(to_json(description), encoding="utf-8")
     return digest
 
 
@@ -116,8 +106,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
     description = _read_description(path / "policy.json")
     try:
-        config = PPOConfig(**{k: _from_plain(v) for k, v in description["ppo"].items()})
-        check_types(dataclasses.asdict(config), _CONFIG_TYPES)
+        config = from_plain(PPOConfig, description["ppo"])
         config.validate()
         check_types(description, _DESCRIPTION_TYPES)
         require(description["algorithm"] in ALGORITHMS, f"algorithm is {description['algorithm']!r}")
@@ -151,23 +140,6 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     return LoadedPolicy(learner.act, params, env, repeat, description)
 
 
-def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    """Raises ``ConfigError`` for the first value that is not of its type; a whole number may stand for a float.
-
-    Raises:
-      KeyError: if a value is missing.
-    """
-    for name, wanted in types.items():
-        value = values[name]
-        if wanted is tuple:
-            fits = isinstance(value, tuple) and len(value) <= _MOST_LAYERS
-            fits = fits and all(type(n) is int and n <= _WIDEST_LAYER for n in value)
-        else:
-            fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-            fits = fits and (type(value) is not int or abs(value) < 1 << 63)  # JSON's integers have no bound
-        require(fits, f"{name} is {reprlib.repr(value)}, which has the wrong type or size")
-
-
 def _describe_spaces(env: Environment) -> dict[str, Any]:
     """Observation and action space as plain data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(env.observation_spec)
@@ -187,18 +159,9 @@ def _plain_config(config: PPOConfig) -> dict[str, Any]:
     return {k: None if v == float("inf") else v for k, v in plain.items()}
 
 
-def _from_plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _read_description(path: Path) -> dict[str, Any]:
-    require(path.is_file(), f"{path} is missing; is this the folder of a finished run?")
-    require(path.stat().st_size <= _LARGEST_JSON, f"{path} is larger than {_LARGEST_JSON} bytes; it is no policy")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}; {_MEND}") from error
-    require(isinstance(data, dict) and isinstance(data.get("ppo"), dict), f"{path} does not describe a policy; {_MEND}")
+    data = read_json(path, _LARGEST_JSON)
+    require(isinstance(data.get("ppo"), dict), f"{path} does not describe a policy; {_MEND}")
     require(
         data.get("schema") == SCHEMA,
         f"{path} has schema {data.get('schema')!r}, this azjax reads {SCHEMA}; use the version that wrote it",
@@ -210,7 +173,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    require(path.is_file(), f"{path} is missing; is this the folder of a finished run?")
+    require(path.is_file(), f"{path} is missing; is this the folder of a run?")
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While it is entered, the first SIGINT or SIGTERM is noted; the next one has its usual effect, at once.
+
+    Python hands signals to the main thread only: entered elsewhere, it notes nothing, and signals keep their effect.
+
+    Args:
+      say: takes a line when the first signal comes.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.signal: signal.Signals | None = None
+        self._say = say
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+        self._say(f"{self.signal.name}: finishing the current call, then saving; once more stops at once")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A signal ended the run after it was saved.
+
+    Args:
+      number: the signal.
+      mend: how to go on.
+    """
+
+    def __init__(self, number: signal.Signals, mend: str) -> None:
+        super().__init__(f"stopped by {number.name}; {mend}")
+        self.exit_code = 128 + number

@@ -1,0 +1,113 @@
+"""What is left at the end of a run: summary, curves, replay, and the table on the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from azjax.counters import counter_to_int
+from azjax.evaluation import Episodes
+from azjax.runs import machine
+from azjax.runs.folder import RunFolder, read_metrics, write_json
+from azjax.runs.loop import Position
+from azjax.runs.plots import plot_curves
+from azjax.runs.policy import params_sha256
+from azjax.runs.programs import Plan
+from azjax.runs.records import evaluation_statistics
+from azjax.runs.replay import write_replay
+from azjax.training import TrainState
+
+
+def finish(
+    prepared: Plan, state: TrainState, episodes: Episodes, position: Position, folder: RunFolder
+) -> dict[str, Any]:
+    """Writes the summary, then picture and replay; the policy is there since the last evaluation."""
+    options, clock = prepared.options, position.clock
+    env_steps = counter_to_int(state.env_steps)
+    clock.lap()
+    summary = {
+        "env": options.env,
+        "backend": options.backend,
+        "algorithm": options.algorithm,
+        "seed": options.seed,
+        "env_steps": env_steps,
+        "updates": options.updates,
+        "evaluation": evaluation_statistics(episodes),
+        "best": {"env_steps": position.best_env_steps, "return_mean": position.best_return},
+        "env_steps_per_second": env_steps / max(clock.training, 1e-9),
+        "seconds": dataclasses.asdict(clock),
+        "params_sha256": params_sha256(state.learner.params),
+        "replay": episodes.frames is not None,
+        "devices": machine.describe_devices() | {"used": options.devices},
+        "versions": machine.versions(),
+    }
+    write_json(folder.file("summary.json"), summary)
+    title = f"{options.env} ({options.backend}), {options.algorithm}, seed {options.seed}"
+    plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
+    if episodes.frames is not None:
+        save_replay(folder.file("replay.html"), prepared.env, episodes, options.action_repeat, title)
+    return summary
+
+
+def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> None:
+    """Writes the first evaluation episode as a page, up to where its poses break if they do."""
+    frames: Any = episodes.frames
+    positions, rotations = (np.asarray(x) for x in frames.recorded)
+    decisions = -(-int(episodes.length[0]) // action_repeat)
+    last = decisions + 1
+    finite = np.isfinite(positions[:last]).all(axis=(1, 2)) & np.isfinite(rotations[:last]).all(axis=(1, 2))
+    if not finite.all():
+        last = max(1, int(finite.argmin()))
+    scene = env.scene()
+    write_replay(
+        path,
+        dataclasses.replace(scene, dt=scene.dt * action_repeat),
+        positions[:last],
+        rotations[:last],
+        title=title,
+        rewards=np.asarray(frames.reward)[:last],
+        terminated=bool(episodes.terminated[0]),
+    )
+
+
+def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows about the last evaluation."""
+    if not evaluation["episodes"]:
+        return [("episode return", "unknown: the physics broke in every evaluation episode")]
+    e = evaluation
+    return [
+        (
+            "episode return",
+            f"{e['return_mean']:.1f} ± {e['return_std']:.1f} (mean ± std of {e['episodes']} deterministic episodes)",
+        ),
+        (
+            "",
+            f"IQM {e['return_iqm']:.1f}, 95 % interval {e['return_iqm_low']:.1f} to {e['return_iqm_high']:.1f}; "
+            f"length {e['length_mean']:.0f}",
+        ),
+    ]
+
+
+def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """Title and rows of the summary on the screen."""
+    evaluation, seconds = summary["evaluation"], summary["seconds"]
+    rows = [
+        *return_rows(evaluation),
+        ("trained", f"{summary['env_steps']:,} environment steps in {seconds['training']:.1f} s "
+         f"({summary['env_steps_per_second']:,.0f} steps/s)"),
+        ("time", f"{seconds['total']:.1f} s: {seconds['compilation']:.1f} compilation, {seconds['training']:.1f} "
+         f"training, {seconds['evaluation']:.1f} evaluation"),
+        ("policy", str(folder.file("policy.npz"))),
+        ("learning curve", str(folder.file("curves.png"))),
+    ]  # fmt: skip
+    if summary["replay"]:
+        rows.append(("3D replay", f"{folder.file('replay.html')} (open it in a browser)"))
+    rows += [
+        ("metrics", str(folder.file("metrics.jsonl"))),
+        ("summary", str(folder.file("summary.json"))),
+        ("evaluate again", f"azjax evaluate {folder.path}"),
+    ]
+    return f"{summary['algorithm']} on {summary['env']} ({summary['backend']}), seed {summary['seed']}", rows

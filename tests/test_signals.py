@@ -1,0 +1,66 @@
+"""azjax.runs.signals: the first signal is a request, the second has its usual effect."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from azjax.runs.signals import RunInterrupted, StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    said: list[str] = []
+    with StopRequest(said.append) as stop:
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert len(said) == 1
+    assert number.name in said[0]
+    assert "once more stops at once" in said[0]
+
+
+def interrupt_twice() -> None:
+    with StopRequest(lambda text: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second did nothing")
+
+
+def test_the_second_interrupt_is_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_twice()
+
+
+def test_without_a_signal_everything_is_as_before() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest(pytest.fail):
+        pass
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work() -> None:
+        with StopRequest(pytest.fail):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_has_an_exit_code_and_a_mend(number: signal.Signals, code: int) -> None:
+    error = RunInterrupted(number, "go on with: azjax resume runs/x")
+    assert error.exit_code == code
+    assert isinstance(error, KeyboardInterrupt)
+    assert str(error) == f"stopped by {number.name}; go on with: azjax resume runs/x"
