@@ -41,7 +41,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = N
       default: values of the flags that aren't given; default the fields' own.
 
     Raises:
-      ConfigError: for a flag that doesn't exist, or a value that doesn't fit.
+      ConfigError: for a flag that doesn't exist, a value that doesn't fit, or none where at least one is required.
       SystemExit: with code 0 after ``--help``.
     """
     errors = io.StringIO()
@@ -60,6 +60,10 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = N
         raise ConfigError(message) from None
     if unknown:
         raise ConfigError(_unknown(cls, unknown[0], prog))
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        # Several values by position may be none for the parser, which is none too few where they are required.
+        if _is_required(field) and getattr(value, field.name) == ():
+            raise ConfigError(f"{field.name} are missing: give at least one; see {prog} --help")
     return value  # type: ignore[no-any-return]
 
 
@@ -84,8 +88,7 @@ def flags_of(cls: type) -> set[str]:
     flags = set()
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required or tyro.conf.Positional in typing.get_args(hints[field.name]):
+        if _is_required(field) or tyro.conf.Positional in typing.get_args(hints[field.name]):
             continue
         nested = field.default_factory
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
@@ -95,6 +98,10 @@ def flags_of(cls: type) -> set[str]:
             if isinstance(field.default, bool):
                 flags.add("--no-" + field.name.replace("_", "-"))
     return flags
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _one_line(box: str, args: Sequence[str], prog: str) -> str:
