@@ -142,10 +142,11 @@ def _doubts(task: Task, group: Group) -> list[str]:
         reason = "it has no evaluation" if run.final_return is None else "it is unfinished"
         warnings.append(f"{run.name} is left out of the figures: {reason}")
     seeds = [run.seed for run in counted]
-    for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+    repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if repeated:
         warnings.append(
-            f"{task.name}, {group.label}: seed {seed} counts {seeds.count(seed)} times; runs of one seed are no "
-            "independent ones, and intervals come out too narrow"
+            f"{task.name}, {group.label}: more than one run of seed {', '.join(map(str, repeated))}; they are not "
+            "independent, and intervals come out too narrow"
         )
     if counted and not counted[0].finished:
         warnings.append(f"{task.name}, {group.label}: no run is finished; the figures are those so far")
@@ -202,7 +203,7 @@ def estimate_iqm(scores: Sequence[Sequence[float]]) -> Estimate:
 def estimate_improvement(x: Sequence[Sequence[float]], y: Sequence[Sequence[float]]) -> Estimate:
     """P(X > Y) with its stratified bootstrap interval; one entry a task."""
     value = statistics.probability_of_improvement(x, y)
-    if max(map(len, [*x, *y])) < 2:
+    if min(max(map(len, x)), max(map(len, y))) < 2:
         return Estimate(value, None, None)
     return Estimate(value, *statistics.probability_of_improvement_interval(x, y))
 

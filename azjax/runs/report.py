@@ -8,6 +8,7 @@ their digests, and no request at all. Run folders may come from a stranger: thei
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -90,11 +91,9 @@ def _task(result: TaskResult, tasks: int) -> Iterator[Html]:
         yield _table(tables.option_table(result))
     common = "Configuration" if len(groups) == 1 else "What the configurations have in common"
     yield _folded(common, tables.common_options(result))
-    replays = [_replay(result, group) for group in groups]
     yield element("h3", "Replays")
     yield element("p", "The first episode of the last evaluation of each configuration's best seed.", class_="note")
-    opened = tasks * len(groups) <= _MOST_OPEN_REPLAYS
-    yield element("div", *(_figure(n, *replay, opened) for n, replay in enumerate(replays)), class_="replays")
+    yield _replays(result, opened=tasks * len(groups) <= _MOST_OPEN_REPLAYS)
 
 
 def _provenance(comparison: Comparison) -> Iterator[Html]:
@@ -146,7 +145,9 @@ def _table(table: Table, *, heading: str = "h3", swatches: bool = False) -> Html
     head = element("tr", *(element("th", column, scope="col") for column in table.columns))
     rows = []
     for n, (name, *values) in enumerate(table.rows):
-        first = [charts.swatch(n), element("span", name)] if swatches else [element("span", name)]
+        # Names are long words; lines may end behind a sign inside them.
+        parts = (join(part, Html("<wbr>")) for part in re.split("(?<=[_=/])", name))
+        first = [*([charts.swatch(n)] if swatches else []), element("span", *parts)]
         cells = (
             element("td", element("mark", value) if (n, column) in table.marked else value)
             for column, value in enumerate(values, start=1)
@@ -163,23 +164,29 @@ def _folded(title: str, rows: Sequence[tuple[str, str]]) -> Html:
     return element("details", element("summary", title), box)
 
 
-def _replay(result: TaskResult, group: Group) -> tuple[str, Html]:
-    """Caption and content of a configuration's replay."""
-    runs = sorted(group.counted, key=lambda run: -(run.final_return or 0.0))
-    best = next((run for run in runs if (run.folder / REPLAY).exists()), None)
-    if best is None:
-        return group.label, element("p", "No run of it has a replay.", class_="note")
-    caption = f"{group.label}, seed {best.seed}"
+def _replays(result: TaskResult, *, opened: bool) -> Html:
+    """The best run of each configuration that has a replay."""
+    shown, missing = [], []
+    for index, group in enumerate(result.task.groups):
+        runs = sorted(group.counted, key=lambda run: -(run.final_return or 0.0))
+        best = next((run for run in runs if (run.folder / REPLAY).exists()), None)
+        if best is None:
+            missing.append(group.label)
+            continue
+        caption = f"{group.label}, seed {best.seed}"
+        summary = element("summary", charts.swatch(index), element("span", caption))
+        attributes = {"open": ""} if opened else {}
+        content = _replay(best, f"{result.task.name}, {caption}")
+        shown.append(element("details", summary, content, class_="replay", **attributes))
+    note = [element("p", f"Without a replay: {', '.join(missing)}.", class_="note")] if missing else []
+    return join(element("div", *shown, class_="replays"), *note)
+
+
+def _replay(run: Run, title: str) -> Html:
+    """A frame in which azjax's own viewer shows the run's replay, or why it can't."""
     try:
-        data = read_replay(read_limited(best.folder / REPLAY, _LARGEST_REPLAY).decode("utf-8", "replace"))
-        page = replay_page(f"{result.task.name}, {caption}", data)
+        content = read_limited(run.folder / REPLAY, _LARGEST_REPLAY).decode("utf-8", "replace")
+        page = replay_page(title, read_replay(content))
     except (ConfigError, ValueError) as error:
-        return caption, element("p", f"The replay of {best.name} can't be shown: {error}.", class_="note")
-    frame = element("iframe", title=f"3D replay: {caption}", sandbox="allow-scripts", loading="lazy", srcdoc=page)
-    return caption, frame
-
-
-def _figure(index: int, caption: str, content: Html, opened: bool) -> Html:
-    summary = element("summary", charts.swatch(index), element("span", caption))
-    attributes = {"open": ""} if opened else {}
-    return element("details", summary, content, class_="replay", **attributes)
+        return element("p", f"The replay of {run.name} can't be shown: {error}.", class_="note")
+    return element("iframe", title=f"3D replay: {title}", sandbox="allow-scripts", loading="lazy", srcdoc=page)

@@ -173,7 +173,7 @@ def _efficiency(result: TaskResult) -> Table:
         f"Area under the evaluation curve: its mean height over the environment steps {span}. Then environment steps "
         "and seconds of training until the evaluation return first reaches a threshold: the median over seeds, in "
         "which a seed that never did counts as one that would have taken longer.",
-        ("configuration", "area", *(f"return ≥ {number(threshold)}" for threshold in result.thresholds)),
+        ("configuration", "area", *(f"return ≥ {threshold:,.6g}" for threshold in result.thresholds)),
         tuple(
             (
                 f.label,
