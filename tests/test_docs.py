@@ -15,11 +15,13 @@ import test_cli
 import yaml
 
 import azjax
+from azjax.cli.compare import CompareOptions
 from azjax.cli.doctor import DoctorOptions
 from azjax.cli.envs import EnvsOptions
 from azjax.cli.evaluate import EvaluateOptions
 from azjax.cli.main import COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
+from azjax.cli.report import ReportOptions
 from azjax.cli.train import read_options
 from azjax.envs import SUPPORTED
 from azjax.runs.options import TrainOptions, resolve
@@ -29,7 +31,13 @@ README = ROOT / "README.md"
 RUNNING = ROOT / "docs" / "running.md"
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-OPTIONS: dict[str, type] = {"evaluate": EvaluateOptions, "envs": EnvsOptions, "doctor": DoctorOptions}
+OPTIONS: dict[str, type] = {
+    "evaluate": EvaluateOptions,
+    "compare": CompareOptions,
+    "report": ReportOptions,
+    "envs": EnvsOptions,
+    "doctor": DoctorOptions,
+}
 name_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

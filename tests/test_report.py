@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import test_cli
 from browser import Browser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from run_folders import DEVICES, VERSIONS, make_run
 
@@ -126,11 +126,22 @@ def test_a_chart_draws_what_it_is_given() -> None:
     assert "return" in page.text
 
 
-@pytest.mark.parametrize("curve", [([0.0], [0.0]), ([5.0, 6.0], [3.0, 3.0]), ([1e9, 2e9], [-1e6, 1e-9])])
-def test_charts_of_odd_curves_are_finite(curve: tuple[list[float], list[float]]) -> None:
-    summary = summarize_curves([curve])
+POINTS = st.tuples(st.integers(0, 2**63), st.floats(-1e39, 1e39))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(POINTS, min_size=1, max_size=4, unique_by=lambda point: point[0] >> 12))
+@example([(0, 0.0)])
+@example([(5, 3.0), (2**40, 3.0)])
+@example([(1, 0.0), (2**13, 5e-324)])
+@example([(1, 1e39), (2**62, -1e39)])
+def test_charts_of_odd_curves_are_finite(points: list[tuple[int, float]]) -> None:
+    x, values = zip(*sorted(points), strict=True)
+    summary = summarize_curves([(x, values)])
     drawn = charts.draw([Series(0, "x", summary)], x_label="x", y_label="y", marks=True)
-    assert not re.search("nan|inf", drawn.replace("infinity", ""))
+    numbers = [float(n) for n in re.findall(r"-?\d+\.?\d*", " ".join(a["d"] or "" for a in Page(drawn).all("path")))]
+    assert not re.search(r"nan|inf\b", drawn)
+    assert all(-10.0 <= n <= 450.0 for n in numbers)
 
 
 # ---- tables
@@ -438,6 +449,34 @@ def test_a_browser_plays_the_replays_and_a_strangers_script_never_runs(browser: 
     assert "hacked" not in browser.evaluate("document.title")
     assert browser.complaints() == []
     assert [url for url in browser.requests() if not url.startswith(("about:", "data:"))] == [opened.as_uri()]
+
+
+def test_sandbox_and_policy_hold_even_if_a_strangers_page_got_into_a_frame(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(tmp_path / "run", replay=True)
+    script = "parent.document.title = 'hacked'; location = 'http://127.0.0.1:9/'"
+    hostile = f"<script>{script}</script><img src='http://127.0.0.1:9/x.png' onerror=\"{script}\"><p>loaded</p>"
+    hostile += (
+        "<meta http-equiv=refresh content='0; url=http://127.0.0.1:9/'><iframe src='http://127.0.0.1:9/'></iframe>"
+    )
+    monkeypatch.setattr("azjax.runs.report.replay_page", lambda title, data: hostile)
+    page = tmp_path / "report.html"
+    page.write_text(report_page(compare_folders([folder])))
+    browser.open(page, 1200, 900)
+    browser.evaluate("document.querySelector('iframe').scrollIntoView()")
+    for _ in range(100):
+        said = json.dumps(browser.complaints())
+        if "script-src" in said and "img-src" in said:
+            break
+        time.sleep(0.05)
+        browser.evaluate("0")
+    assert "violates the following Content Security Policy directive" in said
+    time.sleep(0.5)
+    assert "hacked" not in browser.evaluate("document.title")
+    sent = [url for url in browser.requests() if "127.0.0.1" in url]
+    blocked = [c for c in browser.complaints() if c.get("blockedReason") == "csp"]
+    assert len(blocked) >= len(sent), "what was asked for went nowhere"
 
 
 def test_nothing_is_written_if_a_run_is_malformed(runs: Path, tmp_path: Path) -> None:

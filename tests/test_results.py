@@ -148,6 +148,7 @@ METRICS: list[tuple[bytes, str]] = [
     (b'{"env_steps": 1, "time/seconds": NaN}\n', "NaN is no JSON"),
     (b'{"env_steps": 1, "time/seconds": 1e999}\n', "time/seconds"),
     (b'{"env_steps": 1, "time/seconds": "1"}\n', "time/seconds"),
+    (b'{"env_steps": 1, "time/seconds": 1, "eval/episode_return_mean": -1e40}\n', "eval/episode_return_mean"),
     (b'{"env_steps": 1, "time/seconds": 1, "learner/kl": null}\n', "learner/kl"),
     (b'{"env_steps": 1, "time/seconds": 1, "eval/episode_return_mean": Infinity}\n', "Infinity is no JSON"),
     (b'{"env_steps": 1, "time/seconds": 1, "train/episode_return": [1]}\n', "train/episode_return"),
@@ -263,6 +264,9 @@ def test_files_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pytes
     folder = make_run(tmp_path / "run")
     monkeypatch.setattr("azjax.runs.results._LARGEST_METRICS", 1000)
     refused(folder, "metrics.jsonl", "larger than 1000 bytes")
+    monkeypatch.setattr("azjax.runs.results._MOST_LINES", 5)
+    monkeypatch.setattr("azjax.runs.results._LARGEST_METRICS", 1 << 20)
+    refused(folder, "metrics.jsonl", "more than 5 lines")
     monkeypatch.setattr("azjax.runs.results._LARGEST_SUMMARY", 100)
     refused(folder, "summary.json", "larger than 100 bytes")
 

@@ -7,6 +7,7 @@ Reports and the command line show these numbers and make none of their own. What
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Comparison:
     passed_over: tuple[str, ...]  # paths given that are no folders
 
 
-def compare_folders(paths: Sequence[Path], thresholds: Sequence[float] = ()) -> Comparison:
+def compare_folders(paths: Sequence[str | os.PathLike[str]], thresholds: Sequence[float] = ()) -> Comparison:
     """Reads run folders, or folders that hold some, and compares the runs.
 
     Args:
@@ -97,7 +98,7 @@ def compare_folders(paths: Sequence[Path], thresholds: Sequence[float] = ()) -> 
       ConfigError: if a folder is missing, no run, or malformed.
     """
     require(bool(np.isfinite(thresholds).all()), f"thresholds are {list(thresholds)}; they must be finite returns")
-    folders, passed_over = find_runs(paths)
+    folders, passed_over = find_runs([Path(path) for path in paths])
     runs = tuple(read_run(folder) for folder in folders)
     tasks = group_runs(runs)
     results = tuple(_compare(task, thresholds) for task in tasks)

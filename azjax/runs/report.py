@@ -8,6 +8,7 @@ their digests, and no request at all. Run folders may come from a stranger: thei
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ _MARKED = ("evaluation return", "environment steps")  # the chart in which seeds
 _MOST_OPEN_REPLAYS = 8  # a browser keeps about 16 pages of 3D graphics alive
 
 
-def write_report(path: Path, comparison: Comparison) -> None:
+def write_report(path: str | os.PathLike[str], comparison: Comparison) -> None:
     """Writes the page, whole or not at all."""
-    write_text(path, report_page(comparison))
+    write_text(Path(path), report_page(comparison))
 
 
 def report_page(comparison: Comparison) -> str:

@@ -27,6 +27,8 @@ _LARGEST_CONFIG = 1 << 16
 _LARGEST_SUMMARY = 1 << 26
 _LARGEST_METRICS = 1 << 28
 _LONGEST_LINE = 1 << 16
+_MOST_LINES = 1 << 20
+_LARGEST_NUMBER = 1e39  # above float32's, and small enough for the arithmetic that follows
 _LONGEST_TEXT = 200
 _MOST_ENTRIES = 256
 
@@ -164,10 +166,16 @@ def _fail(path: Path, reason: str) -> ConfigError:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number as a float; ``None`` for anything else. The integers of JSON have no bound."""
-    if type(value) is int and abs(value) < 1 << 63:
-        return float(value)
-    return value if type(value) is float and math.isfinite(value) else None
+    """A number as a float; ``None`` for anything else, or one too large to be a result."""
+    if type(value) not in (int, float) or not abs(value) < _LARGEST_NUMBER:
+        return None
+    return float(value)
+
+
+def _check_steps(data: Mapping[str, Any]) -> None:
+    steps = data.get("env_steps")
+    if type(steps) is not int or not 0 <= steps < 1 << 63:
+        raise ValueError("env_steps is missing, or no whole number that it can be")
 
 
 def _scalar(value: Any) -> Any:
@@ -302,7 +310,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     read = 0
     try:
         with path.open("rb") as file:
-            for number in range(1, 1 << 62):
+            for number in range(1, _MOST_LINES + 2):
                 line = file.readline(_LONGEST_LINE + 1)
                 read += len(line)
                 if len(line) > _LONGEST_LINE:
@@ -311,6 +319,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     raise _fail(path, f"is larger than {_LARGEST_METRICS} bytes")
                 if not line:
                     return
+                if number > _MOST_LINES:
+                    raise _fail(path, f"has more than {_MOST_LINES} lines")
                 if line.strip():
                     yield number, line
     except OSError as error:
@@ -320,12 +330,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _record(data: Any) -> dict[str, float]:
     if not isinstance(data, dict):
         raise ValueError("it is no JSON object")
-    if type(data.get("env_steps")) is not int:
-        raise ValueError("env_steps is missing, or no whole number")
+    _check_steps(data)
     record = {}
     for name in ("env_steps", "time/seconds", *(name for name in _READ if name in data)):
         value = _number(data.get(name))
-        if value is None or (value < 0.0 and name in ("env_steps", "time/seconds")):
+        if value is None or (value < 0.0 and name == "time/seconds"):
             raise ValueError(f"{name} is missing, or no number that it can be")
         record[name] = value
     return record
@@ -366,8 +375,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
             "versions": {name: str(_scalar(value)) for name, value in versions.items()},
             "devices": {name: _plain(value) for name, value in devices.items()},
         }
-        if type(summary["env_steps"]) is not int or _number(summary["env_steps"]) is None or summary["env_steps"] < 0:
-            raise ValueError("env_steps is missing, or no number that it can be")
+        _check_steps(summary)
         for where, name in (("seconds", "seconds"), ("evaluation", "return_mean")):
             if summary[name] is None and (name == "seconds" or "return_mean" in evaluation):
                 raise ValueError(f"a number is missing in {where}, or is none")
