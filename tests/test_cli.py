@@ -724,10 +724,11 @@ WRONG: list[tuple[str, list[str]]] = [
     ("report .", ["torn/metrics.jsonl", "line 2", "env_steps is missing", "another copy"]),
     ("report torn --output occupied/file", ["occupied/file", "exists already", "another --output"]),
     ("report torn -o missing/x.html", ["missing", "does not exist", "--output"]),
-    ("report torn -o", ["-o", "azjax report --help"]),
+    ("report torn -o", ["--output needs a value", "azjax report --help"]),
+    ("report torn -o x.html empty", ["'empty'", "beside the other runs", "azjax report --help"]),
     ("report torn -x", ["-x", "azjax report --help"]),
     ("report --ouptut x.html torn", ["--ouptut", "did you mean '--output'"]),
-    ("report torn --thresholds high", ["--thresholds", "'high'", "azjax report --help"]),
+    ("report torn --thresholds high", ["--thresholds is 'high'; it must be numbers with", "azjax report --help"]),
     ("compare torn --thresholds nan", ["thresholds", "nan", "finite"]),
     (f"report {LONG}", ["does not exist"]),
 ]

@@ -14,10 +14,7 @@ from azjax.runs.results import Plain, Run
 from azjax.statistics import Crossings
 
 NONE = "–"
-_EXPLAINED = (
-    "IQM: mean of the middle half. P(better): probability that a run scores higher than one of the first "
-    "configuration, {first}. Bootstrap intervals over seeds; with fewer than about five seeds they are too narrow."
-)
+Row = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Table:
     title: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[Row, ...]
     marked: frozenset[tuple[int, int]] = frozenset()  # cells (row, column) that stand out
 
 
@@ -38,18 +35,17 @@ def task_tables(result: TaskResult) -> list[Table]:
 
 def aggregate_table(comparison: Comparison) -> Table:
     """The configurations that were run on every task, in normalised returns."""
-    tasks = len(comparison.tasks)
-    return Table(
-        "All environments",
-        f"Final returns over {tasks} environments, normalised by min-max over the runs shown: 0 is the lowest "
-        "evaluation of any run shown on that environment, 1 the highest. Other runs beside them change the numbers. "
-        + _EXPLAINED.format(first=comparison.aggregates[0].label),
-        ("configuration", "runs", "mean", "IQM", "95 % interval", "P(better)", "95 % interval"),
-        tuple(
-            (a.label, str(a.runs), f"{a.mean:.3f}", f"{a.iqm.value:.3f}", interval(a.iqm, ".3f"), *_improvement(a))
-            for a in comparison.aggregates
-        ),
+    note = (
+        f"Final returns over {len(comparison.tasks)} environments, normalised by min-max over the runs shown: 0 is the "
+        "lowest evaluation of any run shown on that environment, 1 the highest. Other runs beside them change the "
+        "numbers. "
     )
+    rows = (
+        (a.label, str(a.runs), f"{a.mean:.3f}", f"{a.iqm.value:.3f}", interval(a.iqm, ".3f"), *_improvement(a))
+        for a in comparison.aggregates
+    )
+    first = comparison.aggregates[0].label
+    return _with_improvement("All environments", note, ("configuration", "runs", "mean"), rows, first)
 
 
 def run_table(comparison: Comparison) -> Table:
@@ -125,23 +121,32 @@ def machine_table(runs: Sequence[Run]) -> tuple[Table, list[tuple[str, str]]]:
 
 
 def _final_return(result: TaskResult) -> Table:
-    return Table(
-        "Final return",
-        "Mean return of each seed's last evaluation, over seeds. " + _EXPLAINED.format(first=result.first),
-        ("configuration", "seeds", "mean", "std", "IQM", "95 % interval", "P(better)", "95 % interval"),
-        tuple(
-            (
-                f.label,
-                str(len(f.seeds)) + ("" if f.finished or not f.seeds else " unfinished"),
-                number(f.mean),
-                number(f.std),
-                number(f.iqm.value if f.iqm else None),
-                interval(f.iqm),
-                *_improvement(f),
-            )
-            for f in result.figures
-        ),
+    rows = (
+        (
+            f.label,
+            str(len(f.seeds)) + ("" if f.finished or not f.seeds else " unfinished"),
+            number(f.mean),
+            number(f.std),
+            number(f.iqm.value if f.iqm else None),
+            interval(f.iqm),
+            *_improvement(f),
+        )
+        for f in result.figures
     )
+    note = "Mean return of each seed's last evaluation, over seeds. "
+    return _with_improvement("Final return", note, ("configuration", "seeds", "mean", "std"), rows, result.first)
+
+
+def _with_improvement(title: str, note: str, columns: tuple[str, ...], rows: Iterable[Row], first: str) -> Table:
+    """A table whose last columns are IQM and P(better); the latter left out where there is nothing to compare."""
+    kept = tuple(rows)
+    columns += ("IQM", "95 % interval")
+    note += "IQM: mean of the middle half. "
+    if len(kept) > 1:
+        note += f"P(better): probability that a run scores higher than one of the first configuration, {first}. "
+        columns += ("P(better)", "95 % interval")
+    note += "Bootstrap intervals over seeds; with fewer than about five seeds they are too narrow."
+    return Table(title, note, columns, tuple(row[: len(columns)] for row in kept))
 
 
 def _stability(result: TaskResult) -> Table:
