@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from azjax.config import require, require_number
 
 Strata = Sequence[ArrayLike]
+SPIKE_FACTOR = 5.0
+SPIKE_WINDOW = 50
 _ROWS = 4096  # windows whose medians are taken at once
 
 
@@ -178,7 +180,7 @@ def worst_drawdown(returns: ArrayLike) -> Drawdown:
 
     ``D = max_t (max_{s <= t} R_s - R_t)``, and ``D / (max R - min R)``: relative to the range instead of the peak,
     since returns may be negative. Drawdown as a measure of stability: Chan et al., 2020, "Measuring the reliability of
-    reinforcement learning algorithms", arXiv 1912.05663, section 3.
+    reinforcement learning algorithms", arXiv 1912.05663.
 
     Args:
       returns: ``[T]``, at least one.
@@ -199,7 +201,7 @@ def steps_to_thresholds(x: ArrayLike, returns: ArrayLike, thresholds: Sequence[f
 
     For the first ``t`` with ``R_t >= c``: ``x_{t-1} + (c - R_{t-1}) / (R_t - R_{t-1}) (x_t - x_{t-1})``, or ``x_0`` if
     the curve starts there. Known as time to threshold: Taylor & Stone, 2009, "Transfer learning for reinforcement
-    learning domains: a survey", JMLR 10, section 2.
+    learning domains: a survey", JMLR 10.
 
     Args:
       x: environment steps, or seconds, ``[T]``, strictly increasing.
@@ -274,7 +276,7 @@ def area_under_curve(
     """Mean height of a curve: its area by the trapezoid rule over its span, so that it has the unit of a return.
 
     ``A = 1/(x_T - x_0) sum_t (x_{t+1} - x_t) (R_t + R_{t+1}) / 2``. Known as total reward when not divided: Taylor &
-    Stone, 2009, JMLR 10, section 2.
+    Stone, 2009, JMLR 10.
 
     Args:
       x: environment steps, ``[T]``, strictly increasing.
@@ -298,7 +300,7 @@ def area_under_curve(
 
 
 def spike_fraction(
-    series: Sequence[ArrayLike], *, factor: float = 5.0, window: int = 50, warmup: int = 10
+    series: Sequence[ArrayLike], *, factor: float = SPIKE_FACTOR, window: int = SPIKE_WINDOW, warmup: int = 10
 ) -> float | None:
     """Fraction of records in which any of several diagnostics jumps far above what it has been lately.
 

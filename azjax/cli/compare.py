@@ -40,12 +40,14 @@ def run(args: Sequence[str], prog: str) -> int:
         print(json.dumps(to_plain(comparison), allow_nan=False))
         return 0
     console = Console(highlight=False)
-    for result in comparison.tasks:
+    for number, result in enumerate(comparison.tasks):
         console.print(Text(f"\n{result.task.name}", "bold"))
-        for table in [*task_tables(result), *([option_table(result)] if len(result.figures) > 1 else [])]:
-            show(console, table)
+        for table in task_tables(result):
+            show(console, table, explain=number == 0)
+        if len(result.figures) > 1:
+            show(console, option_table(result), explain=False)
     if comparison.aggregates:
-        show(console, aggregate_table(comparison))
+        show(console, aggregate_table(comparison), explain=True)
     warn(comparison, prog)
     return 0
 
@@ -59,8 +61,8 @@ def warn(comparison: Comparison, prog: str) -> None:
         print(f"{prog}: warning: {text}", file=sys.stderr)
 
 
-def show(console: Console, table: Table) -> None:
-    """A table with its title; text from run folders is text, whatever it looks like."""
+def show(console: Console, table: Table, *, explain: bool) -> None:
+    """A table with its title, and its note where asked for; text from run folders is text, whatever it looks like."""
     drawn = RichTable(box=None, padding=(0, 2, 0, 0))
     for n, column in enumerate(table.columns):
         drawn.add_column(Text(column), no_wrap=True, justify="right" if n else "left")
@@ -71,3 +73,5 @@ def show(console: Console, table: Table) -> None:
     console.width = max(console.width, needed)
     console.print(Text(f"\n{table.title}", "underline"))
     console.print(drawn)
+    if explain:
+        console.print(Text(table.note, "dim"))

@@ -11,7 +11,7 @@ import numpy as np
 from azjax.runs.comparison import Aggregate, Comparison, Estimate, Figures, TaskResult
 from azjax.runs.groups import differing, shown
 from azjax.runs.results import Plain, Run
-from azjax.statistics import Crossings
+from azjax.statistics import SPIKE_FACTOR, SPIKE_WINDOW, Crossings
 
 NONE = "–"
 Row = tuple[str, ...]
@@ -153,8 +153,8 @@ def _stability(result: TaskResult) -> Table:
     return Table(
         "Stability",
         "Spread of the final return across seeds. Drawdown: largest fall of a seed's evaluation curve from its "
-        "running maximum, and that as a part of the curve's range. Spikes: updates with a KL or value loss above five "
-        "times the median of the 50 lines before.",
+        "running maximum, and that as a part of the curve's range. Spikes: updates with a KL or value loss above "
+        f"{SPIKE_FACTOR:g} times the median of the {SPIKE_WINDOW} lines before.",
         ("configuration", "std", "lowest seed", "highest seed", "drawdown, mean", "drawdown, worst", "spikes"),
         tuple(
             (
