@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
 from azjax.envs.lanes import Vectorize, batch_first, choose_vectorize, reset_lanes, select_lanes, step_lanes
+from azjax.statistics import bootstrap_interval, interquartile_mean
 from azjax.types import ActFn, Array, Key, Params
 from azjax.xla import compiler_options
 
@@ -182,33 +183,6 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
 def _episodes_of(lanes: Any, frames: Any) -> Any:
     """The same entry for each field of ``Episodes`` that has one value a lane, another for the frames."""
     return Episodes(lanes, lanes, lanes, lanes, frames=frames)
-
-
-def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half of the values, split values weighted (Agarwal et al., 2021, arXiv 2108.13264)."""
-    ordered = np.sort(np.asarray(values, np.float64))
-    n = len(ordered)
-    # Value i covers the quantiles [i/n, (i+1)/n]; its weight is the part of that inside [1/4, 3/4].
-    edges = np.arange(n + 1) / n
-    weights = np.clip(edges[1:], 0.25, 0.75) - np.clip(edges[:-1], 0.25, 0.75)
-    return float((weights * ordered).sum() / weights.sum())
-
-
-def bootstrap_interval(
-    values: np.ndarray,
-    statistic: Callable[[np.ndarray], float] = interquartile_mean,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (Efron & Tibshirani, 1993, chapter 13)."""
-    values = np.asarray(values, np.float64)
-    generator = np.random.default_rng(seed)
-    draws = [statistic(generator.choice(values, len(values))) for _ in range(resamples)]
-    tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(draws, [tail, 100.0 - tail])
-    return float(low), float(high)
 
 
 def summarize(episodes: Episodes) -> dict[str, Any]:

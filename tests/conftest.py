@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
 
 import toy_envs
+from browser import CHROMIUM, Browser
 
 import azjax
 
@@ -77,3 +79,13 @@ def brax_program() -> Program:
     learner = toy_envs.spy(azjax.ppo(config))
     trainer = azjax.make_trainer(env, learner, lanes=32, rollout_length=8)
     return Program(env, learner, trainer, azjax.compile(trainer))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium without a window."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    browser = Browser(CHROMIUM, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

@@ -96,7 +96,7 @@ def kill_until_done(azjax: Azjax, run: Path, generator: random.Random, reference
         if generator.random() < 0.75:  # while it trains; else whenever: while it imports, traces, loads
             while process.poll() is None and len(lines_of(run)) in (0, first):
                 time.sleep(0.01)
-            time.sleep(generator.uniform(0.0, 0.6))
+            time.sleep(generator.uniform(0.0, 2.5))
         else:
             time.sleep(generator.uniform(0.0, 6.0))
         process.send_signal(signal.SIGKILL)

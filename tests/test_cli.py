@@ -26,10 +26,13 @@ import yaml
 
 import azjax
 from azjax.cli import main
+from azjax.cli.compare import CompareOptions
 from azjax.cli.doctor import DoctorOptions
 from azjax.cli.envs import EnvsOptions
 from azjax.cli.evaluate import EvaluateOptions
+from azjax.cli.main import COMMANDS
 from azjax.cli.parsing import flags_of
+from azjax.cli.report import ReportOptions
 from azjax.cli.resume import ResumeOptions
 from azjax.cli.train import read_options
 from azjax.envs import SUPPORTED
@@ -51,6 +54,8 @@ OPTIONS: dict[str, type] = {
     "train": TrainOptions,
     "resume": ResumeOptions,
     "evaluate": EvaluateOptions,
+    "compare": CompareOptions,
+    "report": ReportOptions,
     "envs": EnvsOptions,
     "doctor": DoctorOptions,
 }
@@ -604,13 +609,14 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 # ---------------------------------------------------------------------------------------------------------------------
 
 LONG = "x" * 300
+LISTED = ", ".join(COMMANDS)
 # The command line, then what the one line on stderr must contain: the value that is wrong, and a hint.
 WRONG: list[tuple[str, list[str]]] = [
-    ("tarin ant", ["'tarin'", "did you mean 'train'", "train, resume, evaluate, envs, doctor"]),
+    ("tarin ant", ["'tarin'", "did you mean 'train'", LISTED]),
     ("evaluat runs/x", ["'evaluat'", "did you mean 'evaluate'"]),
-    ("--verbose", ["'--verbose'", "train, resume, evaluate, envs, doctor"]),
-    ("ant", ["'ant'", "train, resume, evaluate, envs, doctor"]),
-    ("''", ["''", "train, resume, evaluate, envs, doctor"]),
+    ("--verbose", ["'--verbose'", LISTED]),
+    ("ant", ["'ant'", LISTED]),
+    ("''", ["''", LISTED]),
     # environments
     ("train aant", ["'aant'", "did you mean 'ant'", "halfcheetah"]),
     ("train half-cheetah", ["'half-cheetah'", "did you mean 'halfcheetah'"]),
@@ -732,6 +738,26 @@ WRONG: list[tuple[str, list[str]]] = [
     ("evaluate empty --output occupied", ["occupied", "exists already", "another --output"]),
     ("evaluate empty --output /proc/x.json", ["/proc/x.json", "can't be written", "another --output"]),
     (f"evaluate empty --output {LONG}", [LONG, "can't be written", "another --output"]),
+    # reports
+    ("report", ["runs are missing", "at least one", "azjax report --help"]),
+    ("compare", ["runs are missing", "at least one", "azjax compare --help"]),
+    ("report missing", ["missing", "does not exist", "azjax train"]),
+    ("compare torn missing", ["missing", "does not exist", "azjax train"]),
+    ("report empty", ["empty", "holds none", "give a run folder"]),
+    ("compare occupied", ["occupied", "holds none", "give a run folder"]),
+    ("report occupied/file", ["occupied/file", "no run folder", "azjax train"]),
+    ("report torn", ["torn/metrics.jsonl", "line 2", "env_steps is missing", "another copy"]),
+    ("compare torn --json", ["torn/metrics.jsonl", "line 2", "env_steps is missing", "another copy"]),
+    ("report .", ["damaged/config.yaml", "not valid YAML", "another copy"]),
+    ("report torn --output occupied/file", ["occupied/file", "exists already", "another --output"]),
+    ("report torn -o missing/x.html", ["missing", "does not exist", "--output"]),
+    ("report torn -o", ["--output needs a value", "azjax report --help"]),
+    ("report torn -o x.html empty", ["'empty'", "beside the other runs", "azjax report --help"]),
+    ("report torn -x", ["-x", "azjax report --help"]),
+    ("report --ouptut x.html torn", ["--ouptut", "did you mean '--output'"]),
+    ("report torn --thresholds high", ["--thresholds is 'high'; it must be numbers with", "azjax report --help"]),
+    ("compare torn --thresholds nan", ["thresholds", "nan", "finite"]),
+    (f"report {LONG}", ["does not exist"]),
 ]
 
 
@@ -743,7 +769,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with some things in it that are no run, or no run any more."""
     folder = tmp_path / "workplace"
-    for name in ("empty", "occupied", "damaged", "foreign", "edited", "typed", "started"):
+    for name in ("empty", "occupied", "damaged", "foreign", "edited", "typed", "started", "torn"):
         (folder / name).mkdir(parents=True)
     (folder / "occupied" / "file").write_text("content")
     (folder / "damaged" / "policy.json").write_text('{"schema": 1, "ppo": {')
@@ -756,6 +782,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("started", "schema: 1\nenv: ant\nlanes: 100\nsteps: 100000\nupdates_per_call: 1\n"),
     ):
         (folder / name / "config.yaml").write_text(config)
+    (folder / "torn" / "config.yaml").write_text("env: ant\nseed: 0\n")
+    (folder / "torn" / "metrics.jsonl").write_text('{"env_steps": 5, "time/seconds": 1.0}\n{"env_s": 3}\n')
     monkeypatch.chdir(folder)
     return folder
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,7 @@ import test_cli
 import yaml
 
 import azjax
-from azjax.cli.doctor import DoctorOptions
-from azjax.cli.envs import EnvsOptions
-from azjax.cli.evaluate import EvaluateOptions
-from azjax.cli.main import COMMANDS, INTERRUPTED, WRONG_INPUT
+from azjax.cli.main import BROKEN, COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
 from azjax.cli.train import read_options
 from azjax.envs import SUPPORTED
@@ -29,7 +27,7 @@ README = ROOT / "README.md"
 RUNNING = ROOT / "docs" / "running.md"
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-OPTIONS: dict[str, type] = {"evaluate": EvaluateOptions, "envs": EnvsOptions, "doctor": DoctorOptions}
+OPTIONS = {name: options for name, options in test_cli.OPTIONS.items() if name != "train"}
 name_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -87,14 +85,14 @@ def documented_keys() -> set[str]:
 
 def test_the_docs_name_every_file_of_a_run_and_no_other(run: test_cli.Run) -> None:
     documented = [name for first, *_ in table_rows(RUNNING.read_text(), "A run's folder") for name in in_code(first)]
-    assert sorted(documented) == sorted(path.name for path in run.folder.iterdir())
+    assert sorted(documented) == sorted(path.name + "/" * path.is_dir() for path in run.folder.iterdir())
     assert {name for name in documented if f"`{name}`" not in README.read_text()} == set()
 
 
 def test_the_docs_name_every_key_of_the_metrics_and_no_other(run: test_cli.Run) -> None:
     written = {key for record in run.metrics for key in record}
     assert documented_keys() | {"env_steps", "time/seconds"} == written
-    assert {"`env_steps`", "`time/seconds`"} <= set(re.findall(r"`[^`]+`", RUNNING.read_text()))
+    assert {"`env_steps`", "`time/seconds`"} <= set(re.findall(r"`[^`\n]+`", RUNNING.read_text()))
 
 
 def test_the_docs_name_what_is_in_the_summary(run: test_cli.Run) -> None:
@@ -118,7 +116,7 @@ def test_the_configuration_of_a_run_holds_every_option(run: test_cli.Run) -> Non
 
 def test_the_docs_give_the_exit_codes() -> None:
     codes = {int(first) for first, *_ in table_rows(RUNNING.read_text(), "Exit codes")}
-    assert codes == {0, 1, WRONG_INPUT, INTERRUPTED}
+    assert codes == {0, BROKEN, WRONG_INPUT, INTERRUPTED, 128 + signal.SIGTERM}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import toy_envs
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import azjax
 from azjax.envs.lanes import plain_vmap
-from azjax.evaluation import bootstrap_interval, interquartile_mean
 
 LANES = 24
 
@@ -301,37 +298,3 @@ def test_broken_episodes_are_left_out_of_every_figure_but_their_own():
 def test_an_evaluation_in_which_everything_broke_is_an_error():
     with pytest.raises(ValueError, match="every evaluation episode"):
         azjax.summarize(made_up([1.0, 2.0], [True, True]))
-
-
-@settings(deadline=None, derandomize=True)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=60).filter(lambda x: len(x) % 4 == 0))
-def test_the_interquartile_mean_is_scipys_where_quarters_are_whole(values):
-    expected = scipy.stats.trim_mean(values, 0.25)
-    assert interquartile_mean(np.array(values)) == pytest.approx(expected, rel=1e-9, abs=1e-6)
-
-
-def test_the_interquartile_mean_weighs_values_at_the_quartiles_by_their_part():
-    # Of 5 values the middle half covers [1.25, 3.75] fifths: 0.75 of the second, the third, 0.75 of the fourth.
-    assert interquartile_mean(np.array([-100.0, 1.0, 2.0, 4.0, 100.0])) == pytest.approx((0.75 + 2 + 3) / 2.5)
-    assert interquartile_mean(np.array([7.0])) == 7.0
-    assert interquartile_mean(np.array([5.0, 1.0])) == 3.0
-    assert interquartile_mean(np.array([3.0, 1.0, 2.0])) == 2.0
-
-
-def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
-    """200 samples of 40 from a known distribution; its 95 % interval may miss a few more than 5 %, being small."""
-    generator = np.random.default_rng(0)
-    covered = 0
-    for n in range(200):
-        sample = generator.normal(3.0, 2.0, size=40)
-        low, high = bootstrap_interval(sample, np.mean, resamples=300, seed=n)
-        covered += low <= 3.0 <= high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
-def test_the_bootstrap_interval_is_reproducible_and_widens_with_confidence():
-    sample = np.random.default_rng(1).normal(size=30)
-    assert bootstrap_interval(sample) == bootstrap_interval(sample)
-    narrow, wide = bootstrap_interval(sample, confidence=0.5), bootstrap_interval(sample, confidence=0.99)
-    assert wide[0] < narrow[0] < interquartile_mean(sample) < narrow[1] < wide[1]
-    assert bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)

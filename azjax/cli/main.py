@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "train a policy: azjax train ENV [--backend B] [--steps N] [--seed S] [--run DIR] ...",
     "resume": "go on with a run that was interrupted, or make it longer: azjax resume DIR [--steps N]",
     "evaluate": "play full episodes with a trained policy: azjax evaluate DIR [--episodes N] ...",
+    "compare": "compare runs in the terminal: azjax compare RUN [RUN ...] [--json] ...",
+    "report": "write an HTML page about runs: azjax report RUN [RUN ...] [--output FILE] ...",
     "envs": "list the environments with their sizes and backends",
     "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
 }

@@ -27,7 +27,7 @@ _PLAINLY = (
     (r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
      r"\1 is \2; it must be whole numbers with spaces between"),
     (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\)\.", r"\2 is \1; it must be one of \3"),
-    (r"Missing value for argument '(--\S+)'.*", r"\1 needs a value"),
+    (r"Missing value for argument '(?:-\w/)?(--\S+)'.*", r"\1 needs a value"),
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = N
       default: values of the flags that aren't given; default the fields' own.
 
     Raises:
-      ConfigError: for a flag that doesn't exist, or a value that doesn't fit.
+      ConfigError: for a flag that doesn't exist, a value that doesn't fit, or none where at least one is required.
       SystemExit: with code 0 after ``--help``.
     """
     errors = io.StringIO()
@@ -60,6 +60,10 @@ def parse(cls: type[T], args: Sequence[str], *, prog: str, default: T | None = N
         raise ConfigError(message) from None
     if unknown:
         raise ConfigError(_unknown(cls, unknown[0], prog))
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        # For the parser several may be none.
+        if _takes_several(cls, field) and not getattr(value, field.name):
+            raise ConfigError(f"{field.name} are missing: give at least one; see {prog} --help")
     return value  # type: ignore[no-any-return]
 
 
@@ -74,7 +78,9 @@ def _flag(word: str) -> str:
 
 def _unknown(cls: type, word: str, prog: str) -> str:
     if not word.startswith("-"):
-        return f"unexpected argument {word!r}; see {prog} --help"
+        several = [field.name for field in dataclasses.fields(cls) if _takes_several(cls, field)]
+        hint = f"put it beside the other {several[0]}; " if several else ""
+        return f"unexpected argument {word!r}; {hint}see {prog} --help"
     hint = nearest(_flag(word), sorted(flags_of(cls)))
     return f"unknown option {word}{hint or f'; see {prog} --help'}"
 
@@ -84,8 +90,7 @@ def flags_of(cls: type) -> set[str]:
     flags = set()
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required or tyro.conf.Positional in typing.get_args(hints[field.name]):
+        if _is_required(field) or tyro.conf.Positional in typing.get_args(hints[field.name]):
             continue
         nested = field.default_factory
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
@@ -95,6 +100,15 @@ def flags_of(cls: type) -> set[str]:
             if isinstance(field.default, bool):
                 flags.add("--no-" + field.name.replace("_", "-"))
     return flags
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _takes_several(cls: type, field: dataclasses.Field[Any]) -> bool:
+    """Whether a field takes all the values given by position."""
+    return _is_required(field) and typing.get_origin(typing.get_type_hints(cls)[field.name]) is tuple
 
 
 def _one_line(box: str, args: Sequence[str], prog: str) -> str:
@@ -110,4 +124,6 @@ def _one_line(box: str, args: Sequence[str], prog: str) -> str:
         text = re.sub("'" + r"\s?".join(map(re.escape, word)) + "'", repr(word).replace("\\", r"\\"), text)
     for pattern, plain in _PLAINLY:
         text = re.sub(pattern, plain, text)
+    if "[FLOAT [FLOAT" in box:  # the usage, which is all that tells them from whole numbers
+        text = text.replace("whole numbers with", "numbers with")
     return f"{text.removesuffix('.') or 'this command line can not be read'}; see {prog} --help"

@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from azjax.config import ConfigError, require
-from azjax.runs.folder import read_json, write_json
+from azjax.runs.folder import write_json
+from azjax.runs.reading import read_json
 from azjax.training import TrainState
 
 SCHEMA = 1

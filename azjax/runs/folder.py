@@ -137,40 +137,6 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, to_json(data))
 
 
-def read_text(path: Path, largest: int, what: str) -> str:
-    """The text of a file that a stranger may have written.
-
-    Args:
-      path: the file.
-      largest: bytes that are still read.
-      what: what the file should be, for the message.
-
-    Raises:
-      ConfigError: if it is missing, larger, or no text.
-    """
-    require(path.is_file(), f"{path} is missing; is this the folder of a run?")
-    require(path.stat().st_size <= largest, f"{path} is larger than {largest} bytes; it is no {what}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}; use another copy of it") from error
-
-
-def read_json(path: Path, largest: int) -> dict[str, Any]:
-    """The object in a JSON file that a stranger may have written.
-
-    Raises:
-      ConfigError: if the file is missing, larger than ``largest`` bytes, or holds no JSON object.
-    """
-    text = read_text(path, largest, "description")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}; use another copy of it") from error
-    require(isinstance(data, dict), f"{path} holds no JSON object; use another copy of it")
-    return data  # type: ignore[no-any-return]
-
-
 class MetricsFile:
     """``metrics.jsonl``: one JSON object a line, written as it comes; lines that can't be written are kept.
 

@@ -15,8 +15,8 @@ from azjax.config import ConfigError, require, require_number
 from azjax.envs.lanes import check_division, check_lengths
 from azjax.envs.registry import check_env_name, default_backend, nearest
 from azjax.ppo import PPOConfig
-from azjax.runs.folder import read_text
 from azjax.runs.plain import from_plain
+from azjax.runs.reading import parse_yaml, read_limited
 
 SCHEMA = 1
 _LARGEST_CONFIG = 1 << 20
@@ -226,11 +226,11 @@ def read_options(path: Path) -> TrainOptions:
     Raises:
       ConfigError: if the file is missing or damaged, of another schema, or holds what no option can be.
     """
-    text = read_text(path, _LARGEST_CONFIG, "configuration")
+    content = read_limited(path, _LARGEST_CONFIG)
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}; use another copy of it") from error
+        data = parse_yaml(content)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no configuration: {error}; use another copy of it") from error
     schema = data.pop("schema", None) if isinstance(data, dict) else None
     require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
     try:

@@ -18,9 +18,10 @@ from azjax.config import ConfigError, require, require_number
 from azjax.envs.base import Environment
 from azjax.envs.registry import make_env
 from azjax.ppo import PPOConfig, ppo
-from azjax.runs.folder import read_json, replacing, to_json
+from azjax.runs.folder import replacing, to_json
 from azjax.runs.options import ALGORITHMS
 from azjax.runs.plain import check_types, from_plain
+from azjax.runs.reading import read_json
 from azjax.types import ActFn, Params
 
 SCHEMA = 1

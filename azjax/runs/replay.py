@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import html
-import importlib.resources
 import json
 import math
 import os
@@ -33,11 +31,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from azjax.envs.scene import Geom, Scene
+from azjax.runs import markup
+from azjax.runs.reading import parse_json
 
-__all__ = ["write_replay"]
+__all__ = ["read_replay", "replay_page", "viewer_sources", "write_replay"]
 
 FRAMES_PER_SECOND = 50
 _INT16_MAX = 32767
+_DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
+_KINDS: dict[str, Any] = {
+    "links": list,
+    "geoms": list,
+    "dt": int | float,
+    "steps": int,
+    "stride": int,
+    "root": str,
+    "middle": list,
+    "reach": list,
+    "offsets": str,
+    "rotations": str,
+    "terminated": bool,
+}
 
 
 def write_replay(
@@ -66,7 +80,7 @@ def write_replay(
       ValueError: if a shape does not fit, there is no frame, or a number is not finite.
     """
     data = _replay_data(scene, positions, rotations, rewards=rewards, terminated=terminated)
-    _write_atomically(Path(path), _page(title, data))
+    _write_atomically(Path(path), replay_page(title, data))
 
 
 def _replay_data(
@@ -185,27 +199,42 @@ def _significant(array: np.ndarray) -> list[list[float]]:
     return [[float(f"{value:.9g}") for value in row] for row in array]
 
 
-def _page(title: str, data: dict[str, Any]) -> str:
-    """The page. Every placeholder is filled in the same pass, so no value can smuggle in another placeholder."""
-    assets = importlib.resources.files("azjax.runs") / "assets"
-    template = (assets / "replay.html").read_text(encoding="utf-8")
-    script = (assets / "replay.js").read_text(encoding="utf-8")
-    style = re.search(r"<style>(.*?)</style>", template, re.DOTALL)
-    if style is None:
-        raise RuntimeError("azjax/runs/assets/replay.html has no <style> element")
+def viewer_sources() -> tuple[str, str]:
+    """The viewer's script and style as a Content-Security-Policy names them."""
+    return markup.source(markup.asset("replay.js")), markup.source(markup.style_of(markup.asset("replay.html")))
+
+
+def replay_page(title: str, data: dict[str, Any]) -> str:
+    """The page that shows an episode.
+
+    Args:
+      title: heading of the page, plain text.
+      data: what the viewer reads; whatever it holds, it runs no script and asks for nothing.
+    """
+    script, style = viewer_sources()
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src '{_digest(script)}'; style-src '{_digest(style.group(1))}'"
+        f"script-src {script}; style-src {style}"
     )
     # Inside a script element only "<" can end the element or open a comment.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    values = {"title": html.escape(title), "policy": policy, "script": script, "data": text}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match.group(1)], template)
+    values = {"title": html.escape(title), "policy": policy, "script": markup.asset("replay.js"), "data": text}
+    return markup.fill(markup.asset("replay.html"), values)
 
 
-def _digest(text: str) -> str:
-    """The text as a Content-Security-Policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+def read_replay(content: str) -> dict[str, Any]:
+    """The data of a page that ``write_replay`` wrote, for another page around it; no other part of it is kept.
+
+    Raises:
+      ValueError: if it is no such page.
+    """
+    match = _DATA.search(content)
+    if match is None:
+        raise ValueError("it is no replay page")
+    data = parse_json(match.group(1).encode("utf-8", "replace"))
+    if not isinstance(data, dict) or not all(isinstance(data.get(name), kind) for name, kind in _KINDS.items()):
+        raise ValueError("its data are not those of a replay")
+    return {name: data[name] for name in (*_KINDS, "returns") if name in data}
 
 
 def _write_atomically(path: Path, text: str) -> None:
