@@ -15,9 +15,6 @@ import test_cli
 import yaml
 
 import azjax
-from azjax.cli.doctor import DoctorOptions
-from azjax.cli.envs import EnvsOptions
-from azjax.cli.evaluate import EvaluateOptions
 from azjax.cli.main import COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
 from azjax.cli.train import read_options
@@ -29,7 +26,7 @@ README = ROOT / "README.md"
 RUNNING = ROOT / "docs" / "running.md"
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-OPTIONS: dict[str, type] = {"evaluate": EvaluateOptions, "envs": EnvsOptions, "doctor": DoctorOptions}
+OPTIONS = {command: options for command, options in test_cli.OPTIONS.items() if command != "train"}
 name_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

@@ -42,6 +42,7 @@ from azjax.runs.plots import plot_curves, series
 from azjax.runs.policy import named_arrays, params_sha256
 
 train_module = sys.modules["azjax.runs.train"]
+replay_module = sys.modules["azjax.runs.replay"]
 INFINITY = float("inf")
 
 
@@ -1282,7 +1283,7 @@ def test_a_replay_ends_where_its_poses_break(tmp_path: Path, monkeypatch: pytest
     def write(path: Path, scene: Any, positions: Any, rotations: Any, **rest: Any) -> None:
         written.update(positions=positions, rotations=rotations, **rest)
 
-    monkeypatch.setattr(train_module, "write_replay", write)
+    monkeypatch.setattr(replay_module, "write_replay", write)
     train_module.save_replay(tmp_path / "replay.html", env, episodes, 1, "title")
     assert len(written["positions"]) == len(written["rotations"]) == len(written["rewards"]) == 6
 

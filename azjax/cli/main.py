@@ -13,6 +13,8 @@ from azjax.envs.registry import nearest
 COMMANDS = {
     "train": "train a policy: azjax train ENV [--backend B] [--steps N] [--seed S] [--run DIR] ...",
     "evaluate": "play full episodes with a trained policy: azjax evaluate DIR [--episodes N] ...",
+    "render": "show an episode of a trained policy: azjax render DIR [--output FILE.html|.gif|.mp4] ...",
+    "export": "write a trained policy as StableHLO and numpy files: azjax export DIR [--output FILE.stablehlo] ...",
     "envs": "list the environments with their sizes and backends",
     "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
 }

@@ -230,8 +230,11 @@ class BraxEnvironment:
 
     def scene(self) -> Scene | None:
         """What a viewer draws, or ``None`` if the environment has no Brax model."""
-        system = getattr(self._env, "sys", None)
-        return None if system is None or system.mj_model is None else scene_from_brax(system, self.dt)
+        return None if self.model() is None else scene_from_brax(self._env.sys, self.dt)
+
+    def model(self) -> Any:
+        """The ``mujoco.MjModel`` whose bodies, without the world, are the links; ``None`` if there is none."""
+        return getattr(getattr(self._env, "sys", None), "mj_model", None)
 
     def poses(self, state: EnvState) -> tuple[Array, Array]:
         """World positions ``[L, 3]`` and quaternions ``[L, 4]`` (w, x, y, z) of the links."""

@@ -54,6 +54,7 @@ class LoadedPolicy(NamedTuple):
     env: Environment
     action_repeat: int
     description: dict[str, Any]
+    config: PPOConfig
 
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:
@@ -106,14 +107,20 @@ def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOCo
     return digest
 
 
+def check_run(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path; raises ``ConfigError`` unless it is one."""
+    path = Path(folder)
+    require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
+    return path
+
+
 def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     """Reads a policy that ``save_policy`` or ``azjax train`` wrote; nothing in the files is executed.
 
     Raises:
       ConfigError: if a file is missing, damaged, too large, or doesn't fit the environment it names.
     """
-    path = Path(folder)
-    require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
+    path = check_run(folder)
     description = _read_description(path / "policy.json")
     try:
         config = PPOConfig(**{k: _from_plain(v) for k, v in description["ppo"].items()})
@@ -148,7 +155,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
         params_sha256(params) == digest,
         f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}",
     )
-    return LoadedPolicy(learner.act, params, env, repeat, description)
+    return LoadedPolicy(learner.act, params, env, repeat, description, config)
 
 
 def check_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from azjax.runs.folder import MetricsFile, RunFolder, check_free, read_metrics, 
 from azjax.runs.options import TrainOptions, resolve, to_plain
 from azjax.runs.plots import plot_curves
 from azjax.runs.policy import params_sha256, save_policy
-from azjax.runs.replay import write_replay
+from azjax.runs.replay import has_scene, save_replay
 from azjax.training import Metrics, Trainer, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
 
@@ -195,12 +195,6 @@ def build(options: TrainOptions, env: Environment, learner: Learner) -> Programs
         init.result()  # of three programs compiled at once, the memory at the peak is a third more
         result = Programs(init.result(), step.result(), evaluation.compile(), per_call, 0.0)
     return result._replace(seconds=time.monotonic() - start)
-
-
-def has_scene(env: Environment) -> bool:
-    """Whether a replay of this environment can be drawn."""
-    scene = getattr(env, "scene", None)
-    return callable(scene) and scene() is not None
 
 
 def updates_per_look(options: TrainOptions) -> int:
@@ -388,27 +382,6 @@ def finish(
     if episodes.frames is not None:
         save_replay(folder.file("replay.html"), env, episodes, options.action_repeat, title)
     return summary
-
-
-def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> None:
-    """Writes the first evaluation episode as a page, up to where its poses break if they do."""
-    frames: Any = episodes.frames
-    positions, rotations = (np.asarray(x) for x in frames.recorded)
-    decisions = -(-int(episodes.length[0]) // action_repeat)
-    last = decisions + 1
-    finite = np.isfinite(positions[:last]).all(axis=(1, 2)) & np.isfinite(rotations[:last]).all(axis=(1, 2))
-    if not finite.all():
-        last = max(1, int(finite.argmin()))
-    scene = env.scene()
-    write_replay(
-        path,
-        dataclasses.replace(scene, dt=scene.dt * action_repeat),
-        positions[:last],
-        rotations[:last],
-        title=title,
-        rewards=np.asarray(frames.reward)[:last],
-        terminated=bool(episodes.terminated[0]),
-    )
 
 
 def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
