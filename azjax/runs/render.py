@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from azjax.runs.folder import check_output, first_free, new_files
 from azjax.runs.opengl import find_driver
 from azjax.runs.policy import LoadedPolicy, check_run, load_policy
 from azjax.runs.replay import Motion, has_scene, recorded_motion, write_motion
-from azjax.runs.video import check_encoder, fastest, schedule, write_gif, write_mp4
+from azjax.runs.video import fastest, find_encoder, schedule, write_gif, write_mp4
 
 SUFFIXES = (".html", ".gif", ".mp4")
 Choice = Literal["median", "best", "worst", "first"]
@@ -106,7 +105,7 @@ class RenderOptions:
         if self.speed is not None:
             require_number("speed", self.speed, 1e-3, 1e3)
         if suffix == ".mp4":
-            check_encoder()
+            find_encoder()
 
 
 class RenderedEpisode(NamedTuple):
@@ -138,12 +137,13 @@ def render_episode(options: RenderOptions) -> RenderedEpisode:
         has_scene(policy.env),
         f"{policy.env.name} has no MuJoCo model, so there is nothing to draw; azjax evaluate needs none",
     )
-    camera, driver = _check_drawing(options, policy) if pictures else (None, "")
+    if pictures:
+        _check_drawing(options, policy)
     with RunConsole(0) as console:
         rendered, motion = play(options, policy, console)
         with new_files(options.target) as (place,):
             if pictures:
-                write_pictures(place, options, policy, motion, camera, driver, rendered.title, console)
+                write_pictures(place, options, policy, motion, rendered.title, console)
             else:
                 write_motion(place, policy.env.scene(), motion, rendered.title)  # type: ignore[attr-defined]
     return rendered
@@ -211,43 +211,34 @@ def first_seconds(motion: Motion, seconds: float) -> Motion:
 
 
 def write_pictures(
-    path: Path,
-    options: RenderOptions,
-    policy: LoadedPolicy,
-    motion: Motion,
-    camera: int | None,
-    driver: str,
-    title: str,
-    console: RunConsole,
+    path: Path, options: RenderOptions, policy: LoadedPolicy, motion: Motion, title: str, console: RunConsole
 ) -> None:
     """Draws the frames and writes them as they come."""
-    from azjax.runs.pictures import Studio, camera_at, tracking_shot
+    from azjax.runs.pictures import TRACK, Studio, make_camera
 
-    model = policy.env.model()  # type: ignore[attr-defined]
+    env: Any = policy.env
     width, height = options.size
+    camera = make_camera(env.model(), options.camera or TRACK, motion, width / height)
+    driver = find_driver()
     frames, fps = schedule(
         len(motion.positions), motion.dt, suffix=path.suffix, fps=options.fps, speed=options.speed or 1.0
     )
-    shot = tracking_shot(model, motion.positions, dt=motion.dt, aspect=width / height)
-    with Studio(model, driver, width=width, height=height) as studio:
+    with Studio(env.scene(), driver, width=width, height=height, radius=camera.radius) as studio:
 
         def draw(frame: int) -> np.ndarray:
-            return studio.draw(motion.positions[frame], motion.rotations[frame], camera_at(camera, shot, frame))
+            return studio.draw(motion.positions[frame], motion.rotations[frame], camera.view(frame))
 
-        def film() -> Iterator[np.ndarray]:
-            for frame in console.each(f"drawing {len(frames)} pictures with {driver}", frames, len(frames)):
-                yield draw(frame)
-
+        film = console.each(f"drawing {len(frames)} pictures with {driver}", map(draw, frames), len(frames))
         if path.suffix == ".gif":
             samples = [draw(frame) for frame in frames[:: -(-len(frames) // _SAMPLES)]]
-            write_gif(path, film(), samples, count=len(frames), fps=fps, title=title)
+            write_gif(path, film, samples, count=len(frames), fps=fps, title=title)
         else:
-            write_mp4(path, film(), size=(width, height), fps=fps, title=title)
+            write_mp4(path, film, size=(width, height), fps=fps, title=title)
 
 
-def _check_drawing(options: RenderOptions, policy: LoadedPolicy) -> tuple[int | None, str]:
-    """The camera's number and the OpenGL driver."""
+def _check_drawing(options: RenderOptions, policy: LoadedPolicy) -> None:
+    """Raises ``ConfigError`` unless there are the camera and an OpenGL driver."""
     from azjax.runs.pictures import TRACK, find_camera
 
-    camera = find_camera(policy.env.model(), options.camera or TRACK)  # type: ignore[attr-defined]
-    return camera, find_driver()
+    find_camera(policy.env.model(), options.camera or TRACK)  # type: ignore[attr-defined]
+    find_driver()

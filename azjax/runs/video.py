@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from azjax.config import ConfigError
+from azjax.config import ConfigError, require
 
 FASTEST_GIF = 50.0  # frames a second; what most programs show of a GIF's shorter delays is ten
 FASTEST_MP4 = 240.0
@@ -76,12 +79,16 @@ def delays(count: int, fps: float) -> list[int]:
     return [10 * (end - start) for start, end in itertools.pairwise(ends)]
 
 
-def check_encoder() -> None:
-    """Raises ``ConfigError`` unless ffmpeg is there to write MP4 files."""
+def find_encoder() -> str:
+    """The path of ffmpeg.
+
+    Raises:
+      ConfigError: if the package that brings it is not installed.
+    """
     try:
         import imageio_ffmpeg
 
-        imageio_ffmpeg.get_ffmpeg_exe()
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
             'ffmpeg, which writes .mp4, is not installed; run pip install "azjax[video]", or write .gif or .html'
@@ -99,24 +106,24 @@ def write_mp4(path: Path, pictures: Iterable[np.ndarray], *, size: tuple[int, in
       title: stored in the file.
 
     Raises:
-      ConfigError: if ffmpeg fails.
+      ConfigError: if ffmpeg is not installed, or fails.
     """
-    import imageio_ffmpeg
-
-    stream = imageio_ffmpeg.write_frames(
-        path,
-        size,
-        fps=fps,
-        codec="libx264",
-        quality=7,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-movflags", "+faststart", "-metadata", f"title={title}"],
-    )
-    try:
-        stream.send(None)
-        for picture in pictures:
-            stream.send(np.ascontiguousarray(picture))
-        stream.close()
-    except OSError as error:
-        raise ConfigError(f"ffmpeg can't write {path.suffix}: {str(error).strip().splitlines()[-1]}") from error
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:.6f}", "-i", "pipe:0"]
+    wanted = ["-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    command = [find_encoder(), "-v", "error", "-y", *given, *wanted, "-metadata", f"title={title}", f"file:{path}"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints) as encoder,
+    ):
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended; why is in its complaints
+                for picture in pictures:
+                    encoder.stdin.write(picture.tobytes())  # type: ignore[union-attr]
+                encoder.stdin.close()  # type: ignore[union-attr]
+        except BaseException:
+            encoder.kill()
+            raise
+        code = encoder.wait()
+        complaints.seek(0)
+        lines = complaints.read().decode(errors="replace").strip().splitlines() or [f"exit code {code}"]
+    require(code == 0, f"ffmpeg can't write {path.suffix}: {lines[-1]}")
