@@ -19,9 +19,9 @@ _MOST_LANES = 1024
 
 
 class Player(NamedTuple):
-    """A compiled program: ``play(number)`` plays ``lanes`` episodes from that number on."""
+    """A compiled program: ``play(first, recorded)`` plays ``lanes`` episodes from number ``first`` on."""
 
-    play: Callable[[int], Episodes]
+    play: Callable[[int, int], Episodes]
     lanes: int
 
 
@@ -40,7 +40,7 @@ def make_player(
       episodes: how many are to be played; up to 1024 are played at once.
       seed: of initial states and of exploration.
       stochastic: sample actions instead of taking the distribution's mode.
-      record: what to keep of every step of the first of the episodes that are played at once.
+      record: what to keep of every step of one of the episodes that are played at once.
     """
     devices = min(jax.device_count(), episodes)
     lanes = -(-min(episodes, _MOST_LANES) // devices)
@@ -56,10 +56,10 @@ def make_player(
     key = jax.random.key(seed)
     with machine.quiet_loading():
         compiled = compile_evaluator(evaluator, make_mesh(devices, machine.AXIS))
-        program = compiled.lower(policy.params, key, jnp.int32(0)).compile()
+        program = compiled.lower(policy.params, key, jnp.int32(0), jnp.int32(0)).compile()
 
-    def play(number: int) -> Episodes:
-        played: Episodes = jax.device_get(program(policy.params, key, jnp.int32(number)))
+    def play(first: int, recorded: int) -> Episodes:
+        played: Episodes = jax.device_get(program(policy.params, key, jnp.int32(first), jnp.int32(recorded)))
         return played
 
     return Player(play, lanes * devices)
@@ -67,6 +67,15 @@ def make_player(
 
 def play_all(player: Player, episodes: int) -> Episodes:
     """The episodes 0, 1, 2, ..., in rounds where they are many; without frames."""
-    parts = [player.play(start)._replace(frames=None) for start in range(0, episodes, player.lanes)]
+    parts = [player.play(start, 0)._replace(frames=None) for start in range(0, episodes, player.lanes)]
     joined: Episodes = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *parts)
     return joined
+
+
+def play_one(player: Player, number: int) -> Episodes:
+    """One episode with its frames, the same bit for bit as among those of ``play_all``."""
+    # In the same lane as there: in another one it would be rounded differently, and contacts amplify that.
+    lane = number % player.lanes
+    played = player.play(number - lane, lane)
+    alone: Episodes = jax.tree.map(lambda x: x[lane : lane + 1], played._replace(frames=None))
+    return alone._replace(frames=played.frames)

@@ -13,7 +13,7 @@ from azjax.config import require, require_number
 from azjax.evaluation import Episodes
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
-from azjax.runs.episodes import make_player, play_all
+from azjax.runs.episodes import make_player, play_all, play_one
 from azjax.runs.folder import check_output, first_free, new_files
 from azjax.runs.opengl import find_driver
 from azjax.runs.policy import LoadedPolicy, check_run, load_policy
@@ -154,11 +154,10 @@ def play(options: RenderOptions, policy: LoadedPolicy, console: RunConsole) -> t
     count = 1 if options.select == "first" else options.episodes
     env: Any = policy.env
     with console.waiting("compiling"), machine.rare_collection():
-        # One program for both: recording in another would round differently, and contacts amplify that.
         player = make_player(policy, episodes=count, seed=options.seed, stochastic=options.stochastic, record=env.poses)
     with console.waiting(f"playing {count} episode{'s' * (count > 1)}"):
         number = choose(play_all(player, count), options.select) if count > 1 else 0
-        shown = player.play(number)
+        shown = play_one(player, number)
     title = describe(options, policy, shown, number, count)
     rendered = RenderedEpisode(
         options.target,
