@@ -43,6 +43,7 @@ from azjax.runs.render import RenderOptions
 train_module = sys.modules["azjax.runs.train"]
 episodes_module = sys.modules["azjax.runs.episodes"]
 export_module = sys.modules["azjax.runs.export"]
+render_module = sys.modules["azjax.runs.render"]
 train_command = sys.modules["azjax.cli.train"]
 
 FILES = ["config.yaml", "curves.png", "metrics.jsonl", "policy.json", "policy.npz", "replay.html", "summary.json"]
@@ -803,6 +804,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing_behind(
     monkeypatch.setattr(train_module, "build", lambda *args: pytest.fail("it compiled"))
     monkeypatch.setattr(episodes_module, "compile_evaluator", lambda *args: pytest.fail("it compiled"))
     monkeypatch.setattr(export_module, "export_act", lambda *args, **rest: pytest.fail("it lowered"))
+    monkeypatch.setattr(render_module, "find_driver", lambda: "egl")
     before = contents(workplace)
     code = main(words(command_line))
     captured = capsys.readouterr()

@@ -175,6 +175,7 @@ def test_an_environment_without_a_model_is_not_drawn(
     policy = load_policy(run.folder)
     bare = policy._replace(env=azjax.make_env(toy_envs.BareBrax()))
     monkeypatch.setattr(render_module, "load_policy", lambda folder: bare)
+    monkeypatch.setattr(render_module, "find_driver", lambda: "egl")
     for name in ("x.html", "x.gif"):
         with pytest.raises(ConfigError, match="barebrax has no MuJoCo model, so there is nothing to draw"):
             render_episode(RenderOptions(run.folder, tmp_path / name))
@@ -340,6 +341,15 @@ def test_the_users_driver_is_taken_as_it_is(faults: dict[str, str | None], monke
         opengl.find_driver()
 
 
+def test_a_setting_with_which_mujoco_cannot_be_imported_is_one_line(run: test_cli.Run, tmp_path: Path) -> None:
+    for name in ("x.html", "x.gif"):
+        result = test_cli.azjax_command(
+            "render", str(run.folder), "-o", name, cache=run.cache, cwd=tmp_path, MUJOCO_GL="direct3d"
+        )
+        test_cli.complains(result, ["MUJOCO_GL", "direct3d", "unset it"])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("setting", ["direct3d", "off"])
 def test_a_driver_that_does_not_draw_is_found_out_in_another_process(setting: str) -> None:
     reason = opengl.fault_of(setting)
@@ -495,6 +505,16 @@ def test_the_tracking_camera_stands_beside_the_path() -> None:
         assert views[2].position - views[0].position == pytest.approx(way[49], abs=1e-6)
 
 
+def test_the_camera_of_a_robot_that_stays_where_it_is_stands_still() -> None:
+    model = env_of("reacher").model()
+    motion = motion_of([moved(model, seed) for seed in range(10)])
+    views = [pictures.make_camera(model, "track", motion, 1.0).view(frame) for frame in range(10)]
+    assert len({tuple(view.position) for view in views}) == 1
+    walking = resting("ant", 40, 0.2)
+    view = pictures.make_camera(env_of("ant").model(), "track", walking, 1.0).view
+    np.testing.assert_allclose(view(30).position - view(10).position, [4.0, 0.0, 0.0], atol=1e-9)
+
+
 def test_what_stays_in_a_plane_is_seen_from_above() -> None:
     heights = {}
     for name in ("swimmer", "humanoid"):
@@ -644,6 +664,7 @@ def test_the_command_writes_pictures(
 def test_a_wrong_camera_is_named_before_anything_is_played(
     run: test_cli.Run,
     tmp_path: Path,
+    driver: str,
     quiet_machine: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -21,8 +21,7 @@ class ExportOptions:
     run: Path
     """Folder of a finished run."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """New file NAME.stablehlo; weights and description go beside it as NAME.npz and NAME.json. Default:
-    exported.stablehlo in the folder of the run."""
+    """New file NAME.stablehlo; NAME.npz and NAME.json go beside it. Default: exported.stablehlo in the run's folder."""
     stochastic: bool = False
     """Sample actions, from a key that the program then takes, instead of the deterministic ones."""
     platforms: tuple[Platform, ...] = PLATFORMS

@@ -13,15 +13,15 @@ from azjax.config import ConfigError, require
 from azjax.envs.brax import quiet_dependencies
 
 DRIVERS = ("egl", "osmesa")
-MEND = (
-    "on Debian or Ubuntu install libegl1, libgl1 and libgl1-mesa-dri for EGL, or libosmesa6 for OSMesa; "
-    "or write .html, which needs no driver"
-)
+PACKAGES = "libegl1, libgl1 and libgl1-mesa-dri for EGL, or libosmesa6 for OSMesa"
+MEND = f"on Debian or Ubuntu install {PACKAGES}; or write .html, which needs no driver"
 _SECONDS = 60.0
 # MuJoCo and PyOpenGL settle on a driver when they are imported, so that a process can try one only.
 _PROBE = """
 import os
 import mujoco
+if not hasattr(mujoco, "GLContext"):
+    raise SystemExit("that switches drawing off")
 context = mujoco.GLContext(64, 64)
 context.make_current()
 model = mujoco.MjModel.from_xml_string("<mujoco/>")
@@ -39,7 +39,11 @@ def find_driver() -> str:
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen:
         reason = fault_of(chosen)
-        require(reason is None, f"MUJOCO_GL is {chosen!r}, which draws nothing here: {reason}; unset it, or {MEND}")
+        require(
+            reason is None,
+            f"MUJOCO_GL is {chosen!r}, which draws nothing here: {reason}; unset it, or install what it needs "
+            f"(Debian, Ubuntu: {PACKAGES})",
+        )
         return chosen
     faults = {}
     for driver in DRIVERS:

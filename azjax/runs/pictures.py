@@ -234,7 +234,12 @@ def own_camera(model: Any, index: int, motion: Motion) -> Camera:
 def tracking_camera(model: Any, motion: Motion, aspect: float) -> Camera:
     """A camera that follows the robot at a distance at which it stays in the picture, seen from the side."""
     shapes = moving_shapes(model, motion)
-    targets = smoothed(robot_path(shapes), round(_SMOOTHING / motion.dt))
+    path = robot_path(shapes)
+    middle = (path.min(axis=0) + path.max(axis=0)) / 2
+    if np.linalg.norm(path - middle, axis=-1).max() < reach_in_view(shapes, path):
+        targets = np.broadcast_to(middle, path.shape)  # it stays where it is, and so does the camera
+    else:
+        targets = smoothed(path, round(_SMOOTHING / motion.dt))
     reach = reach_in_view(shapes, targets)
     half_angle = math.radians(_FOVY) / 2
     half_angle = min(half_angle, math.atan(math.tan(half_angle) * aspect))

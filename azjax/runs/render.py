@@ -35,8 +35,7 @@ class RenderOptions:
     run: Path
     """Folder of a finished run."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """New file: .html (3D page, opens without a network), .gif or .mp4. Default: render.html in the folder of the
-    run, or render-2.html and so on."""
+    """New file: .html (3D page), .gif or .mp4. Default: render.html in the run's folder, or render-2.html and so on."""
     episodes: int = 8
     """Episodes to play and to choose from."""
     select: Choice = "median"
@@ -48,15 +47,13 @@ class RenderOptions:
     seconds: float | None = None
     """Show the episode's first so many simulated seconds. Default: all of it."""
     camera: str | None = None
-    """For .gif and .mp4: name or number of a camera of the model, or track, which follows the robot. Default:
-    track."""
+    """For .gif and .mp4: track, which follows the robot, or a camera of the model by name or number. Default: track."""
     width: int | None = None
     """For .gif and .mp4: pixels across. Default: 400 for .gif, 640 for .mp4."""
     height: int | None = None
     """For .gif and .mp4: pixels down. Default: 300 for .gif, 480 for .mp4."""
     fps: float | None = None
-    """For .gif and .mp4: pictures a second. Default: one for every step, or for every k-th, up to 25 (.gif) or 50
-    (.mp4)."""
+    """For .gif and .mp4: pictures a second. Default: one a step, or one every k steps, up to 25 (.gif) or 50 (.mp4)."""
     speed: float | None = None
     """For .gif and .mp4: simulated seconds in a second. Default: 1."""
 
@@ -130,6 +127,8 @@ def render_episode(options: RenderOptions) -> RenderedEpisode:
     options = dataclasses.replace(options, output=options.target)
     options.validate()
     pictures = options.target.suffix != ".html"
+    if pictures:
+        find_driver()  # whether there is one must be known before anything is played
     machine.split_host(lambda n: options.episodes >= n)
     machine.use_cache()
     policy = load_policy(options.run)
@@ -138,7 +137,7 @@ def render_episode(options: RenderOptions) -> RenderedEpisode:
         f"{policy.env.name} has no MuJoCo model, so there is nothing to draw; azjax evaluate needs none",
     )
     if pictures:
-        _check_drawing(options, policy)
+        _check_camera(options, policy)
     with RunConsole(0) as console:
         rendered, motion = play(options, policy, console)
         with new_files(options.target) as (place,):
@@ -235,9 +234,7 @@ def write_pictures(
             write_mp4(path, film, size=(width, height), fps=fps, title=title)
 
 
-def _check_drawing(options: RenderOptions, policy: LoadedPolicy) -> None:
-    """Raises ``ConfigError`` unless there are the camera and an OpenGL driver."""
+def _check_camera(options: RenderOptions, policy: LoadedPolicy) -> None:
     from azjax.runs.pictures import TRACK, find_camera
 
     find_camera(policy.env.model(), options.camera or TRACK)  # type: ignore[attr-defined]
-    find_driver()
