@@ -31,9 +31,8 @@ class ExportOptions:
 def run(args: Sequence[str], prog: str) -> int:
     """Exports a policy."""
     options = parse(ExportOptions, args, prog=prog)
-    with RunConsole(0) as console, console.waiting("exporting"):
-        files = export_policy(options.run, options.output, stochastic=options.stochastic, platforms=options.platforms)
-    console.summary(
+    files = export_policy(options.run, options.output, stochastic=options.stochastic, platforms=options.platforms)
+    RunConsole(0).summary(
         f"{options.run}, for {', '.join(options.platforms)}",
         [
             ("program", str(files.program)),
