@@ -839,6 +839,27 @@ def test_on_a_terminal_there_is_a_live_bar(terminal: io.StringIO) -> None:
     assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h"), "the cursor is shown again"
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_items_are_passed_on_while_their_number_is_shown(
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_module, "_PLAIN_INTERVAL", 0.0)
+    with RunConsole(0, quiet=quiet) as console:
+        assert list(console.each("drawing [red]", iter("abc"), 3)) == ["a", "b", "c"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == ([] if quiet else [f"drawing [red]: {n} of 3" for n in range(3)])
+    assert quiet or re.fullmatch(r"drawing \[red\]: 0\.\d s", lines[-1])
+
+
+def test_on_a_terminal_items_move_a_bar(terminal: io.StringIO) -> None:
+    with RunConsole(0) as console:
+        assert list(console.each("drawing [red]", iter(range(4)), 4)) == [0, 1, 2, 3]
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "drawing [red]" in text
+    assert "100 %" in text
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1
+
+
 def test_an_error_gives_the_terminal_back(terminal: io.StringIO) -> None:
     def fail() -> None:
         with RunConsole(1000) as console:

@@ -58,7 +58,11 @@ class RunConsole:
         """Passes the items on and shows how many of them are done; off a terminal, a line every few seconds."""
         start = time.monotonic()
         if self._console.is_terminal and not self.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:.0f} %"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:.0f} %"),
+            )
             with Progress(*columns, console=self._console, transient=True) as bar:
                 yield from bar.track(items, total=total, description=text)
         else:

@@ -198,7 +198,7 @@ def describe_policy(policy: LoadedPolicy) -> tuple[Facts, Arrays]:
         "algorithm": policy.description["algorithm"],
         "env": policy.env.name,
         "backend": policy.env.backend,
-        "seconds_per_action": getattr(policy.env, "dt", 0.0) * policy.action_repeat or None,
+        "seconds_per_action": round(getattr(policy.env, "dt", 0.0) * policy.action_repeat, 7) or None,
         "params_sha256": policy.description["params_sha256"],
         "observation": observation,
         "network": network,

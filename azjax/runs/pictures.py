@@ -214,7 +214,7 @@ def make_camera(model: Any, wanted: str, motion: Motion, aspect: float) -> Camer
 def own_camera(model: Any, index: int, motion: Motion) -> Camera:
     """One of the cameras that the environment's model has, wherever it hangs and whatever it follows."""
     data = mujoco.MjData(model)
-    shapes = moving_shapes(model, motion)
+    shapes = carried_shapes(model, motion)
     targets = robot_path(shapes)
 
     def view(frame: int) -> View:
@@ -233,7 +233,7 @@ def own_camera(model: Any, index: int, motion: Motion) -> Camera:
 
 def tracking_camera(model: Any, motion: Motion, aspect: float) -> Camera:
     """A camera that follows the robot at a distance at which it stays in the picture, seen from the side."""
-    shapes = moving_shapes(model, motion)
+    shapes = carried_shapes(model, motion)
     path = robot_path(shapes)
     middle = (path.min(axis=0) + path.max(axis=0)) / 2
     if np.linalg.norm(path - middle, axis=-1).max() < reach_in_view(shapes, path):
@@ -257,19 +257,19 @@ def tracking_camera(model: Any, motion: Motion, aspect: float) -> Camera:
 
 
 class Shapes(NamedTuple):
-    """The `G` shapes of a model that move, planes left out, in the `N` frames of an episode."""
+    """The `G` shapes that the links of a model carry, planes left out, in the `N` frames of an episode."""
 
     centres: np.ndarray  # [N, G, 3] metres
     radii: np.ndarray  # [G] of spheres around them, in metres
     robot: np.ndarray  # bool [G] whether they belong to the robot
 
 
-def moving_shapes(model: Any, motion: Motion) -> Shapes:
-    """Where the moving shapes of an environment's model are, if its links move like that."""
+def carried_shapes(model: Any, motion: Motion) -> Shapes:
+    """Where the shapes of an environment's model are if its links move like that."""
     roots, robot = moving_trees(model)
     plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
-    moves = (model.body_weldid[model.geom_bodyid] != 0) & ~plane
-    geoms = np.flatnonzero(moves if moves.any() else ~plane)
+    geoms = np.flatnonzero((model.geom_bodyid > 0) & ~plane)
+    require(geoms.size > 0, "the bodies of the model have no shapes, so there is nothing to draw")
     links = model.geom_bodyid[geoms] - 1
     rotations = motion.rotations[:, links] / np.linalg.norm(motion.rotations[:, links], axis=-1, keepdims=True)
     scalar, vector = rotations[..., :1], rotations[..., 1:]
@@ -287,7 +287,7 @@ def robot_path(shapes: Shapes) -> np.ndarray:
 
 
 def reach_in_view(shapes: Shapes, targets: np.ndarray) -> float:
-    """How far from the targets ``[N, 3]`` the robot ever reaches, and other moving things if they stay near it."""
+    """How far from the targets ``[N, 3]`` the robot ever reaches, and other bodies if they stay near it."""
     distance = np.linalg.norm(shapes.centres - targets[:, None], axis=-1) + shapes.radii
     near = float(distance[:, shapes.robot].max())
     return max(near, min(float(distance.max()), _LARGEST_REACH * near))

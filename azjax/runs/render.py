@@ -172,7 +172,7 @@ def play(options: RenderOptions, policy: LoadedPolicy, console: RunConsole) -> t
 
 
 def choose(episodes: Episodes, select: str) -> int:
-    """The number of the episode to show: among those whose physics held, by return, the earlier one at a tie.
+    """The number of the episode to show: the best, worst or median by return of those whose physics held.
 
     The median of an even number is the lower one of the two in the middle.
 
@@ -183,9 +183,7 @@ def choose(episodes: Episodes, select: str) -> int:
     sound = np.flatnonzero(~np.asarray(episodes.nonfinite) & np.isfinite(returns))
     require(sound.size > 0, "the physics broke in every episode; --select first shows the first up to there")
     ordered = sound[np.argsort(returns[sound], kind="stable")]
-    if select == "best":
-        return int(sound[np.argmax(returns[sound])])
-    return int({"first": sound[0], "worst": ordered[0], "median": ordered[(len(ordered) - 1) // 2]}[select])
+    return int(ordered[{"worst": 0, "median": (sound.size - 1) // 2, "best": sound.size - 1}[select]])
 
 
 def describe(options: RenderOptions, policy: LoadedPolicy, shown: Episodes, number: int, count: int) -> str:
