@@ -403,6 +403,9 @@ def test_shapes_are_drawn_where_mujocos_kinematics_has_them(name: str) -> None:
     lengths = np.random.default_rng(2).uniform(0.5, 2, (model.nbody - 1, 1))
     pictures.place(drawn, data, wanted.xpos[1:], lengths * wanted.xquat[1:], ANYWHERE)
     visible = [g for g in range(model.ngeom) if model.geom_group[g] <= 2 and model.geom_rgba[g, 3] > 0]
+    shapes = pictures.carried_shapes(model, motion_of([wanted])._replace(rotations=(lengths * wanted.xquat[1:])[None]))
+    carried = (model.geom_bodyid > 0) & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
+    np.testing.assert_allclose(shapes.centres[0], wanted.geom_xpos[carried], atol=1e-9)
     assert len(visible) == drawn.ngeom == len(scene.geoms) > 2
     # MuJoCo sorts shapes by body, in both models.
     np.testing.assert_allclose(data.geom_xpos, wanted.geom_xpos[visible], atol=1e-6)
