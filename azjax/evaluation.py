@@ -34,14 +34,18 @@ class Episodes(NamedTuple):
     length: Array  # int32 [B] environment steps
     terminated: Array  # bool [B] the task ended it; else the time limit did
     nonfinite: Array  # bool [B] the physics broke; such episodes don't count
-    frames: Frames | None  # of the first lane, if recorded
+    frames: Frames | None  # of one lane, if recorded
 
 
 class Evaluator(Protocol):
-    """``evaluate(params, key, first_episode=0) -> Episodes``."""
+    """``evaluate(params, key, first_episode=0, recorded=0) -> Episodes``."""
 
-    def __call__(self, params: Params, key: Key, first_episode: Array | int = 0) -> Episodes:
-        """Plays the episodes ``first_episode + lane``; the same key and number always give the same episode."""
+    def __call__(self, params: Params, key: Key, first_episode: Array | int = 0, recorded: Array | int = 0) -> Episodes:
+        """Plays the episodes ``first_episode + lane`` and keeps the frames of lane ``recorded``.
+
+        The same key and number always give the same episode, up to rounding, which depends on the number of lanes and
+        on the lane; the same call with another ``recorded`` gives the same bits.
+        """
         ...
 
 
@@ -64,14 +68,14 @@ def make_evaluator(
       lanes: episodes in parallel on this device.
       deterministic: take the distribution's mode instead of a sample.
       action_repeat: environment steps per decision, as in training.
-      record: of the first lane's single state: what to keep of every step, e.g. the poses for a replay.
+      record: of one lane's single state: what to keep of every step, e.g. the poses for a replay.
       axis_name: the device axis under ``shard_map``; numbers the lanes of all devices one after the other.
       vectorize: how single environments become lanes; see ``azjax.make_trainer``.
 
     Returns:
-      ``evaluate(params, key, first_episode=0) -> Episodes``. Episode number ``first_episode + lane`` is folded into
-      ``key``, so what is played doesn't depend on how the episodes are divided among devices and calls. Derive ``key``
-      from a seed that training doesn't use.
+      ``evaluate(params, key, first_episode=0, recorded=0) -> Episodes``. Episode number ``first_episode + lane`` is
+      folded into ``key``, so what is played doesn't depend on how the episodes are divided among devices and calls.
+      Derive ``key`` from a seed that training doesn't use. ``recorded`` counts the lanes of all devices.
     """
     require_number("lanes", lanes, 1, 2**30)
     decisions = -(-env.episode_length // action_repeat)
@@ -83,15 +87,16 @@ def make_evaluator(
         over: Array
         episodes: Episodes
 
-    def evaluate(params: Params, key: Key, first_episode: Array | int = 0) -> Episodes:
+    def evaluate(params: Params, key: Key, first_episode: Array | int = 0, recorded: Array | int = 0) -> Episodes:
         # A key that training started from has been split, too; folding in a number first keeps the two apart.
         key_reset, key_act = jax.random.split(jax.random.fold_in(key, _EVALUATION))
         index = first_episode + jnp.arange(lanes, dtype=jnp.int32)
         if axis_name is not None:
-            index = index + lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
+            offset = lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
+            index, recorded = index + offset, jnp.clip(recorded - offset, 0, lanes - 1)
         states = reset_lanes(env, mapped, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index))
         lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(index)
-        frames = _first_frames(record, states, decisions + 1)
+        frames = _first_frames(record, states, recorded, decisions + 1)
         none = jnp.zeros(lanes, bool)
         start = Episodes(jnp.zeros(lanes), jnp.zeros(lanes, jnp.int32), none, none, frames)
 
@@ -120,7 +125,7 @@ def make_evaluator(
                     length=jnp.where(over, old.length, result.elapsed),
                     terminated=jnp.where(over, old.terminated, result.terminated),
                     nonfinite=jnp.where(over, old.nonfinite, result.nonfinite),
-                    frames=_put_frame(record, old.frames, states, reward, loop.t + 1),
+                    frames=_put_frame(record, old.frames, states, recorded, reward, loop.t + 1),
                 ),
             )
 
@@ -133,17 +138,19 @@ def make_evaluator(
 Record = Callable[[EnvState], Any]
 
 
-def _first_frames(record: Record | None, states: EnvState, count: int) -> Frames | None:
+def _first_frames(record: Record | None, states: EnvState, lane: Array | int, count: int) -> Frames | None:
     if record is None:
         return None
-    first = record(jax.tree.map(lambda x: x[..., 0], states))
+    first = record(jax.tree.map(lambda x: x[..., lane], states))
     return Frames(jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), first), jnp.zeros(count))
 
 
-def _put_frame(record: Record | None, frames: Frames | None, states: EnvState, reward: Array, t: Array) -> Any:
+def _put_frame(
+    record: Record | None, frames: Frames | None, states: EnvState, lane: Array | int, reward: Array, t: Array
+) -> Any:
     if record is None or frames is None:
         return None
-    frame = Frames(record(jax.tree.map(lambda x: x[..., 0], states)), reward[0])
+    frame = Frames(record(jax.tree.map(lambda x: x[..., lane], states)), reward[lane])
     return jax.tree.map(lambda buffer, x: buffer.at[t].set(x), frames, frame)
 
 
@@ -156,26 +163,29 @@ def _repeat_last(frames: Frames | None, last: Array) -> Frames | None:
 
 
 def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
-    """Jits an evaluator, on every device of ``mesh`` at once; the lanes of all devices come back in one axis.
-
-    Frames, if recorded, are those of the first device's first lane.
-    """
+    """Jits an evaluator, on every device of ``mesh`` at once; the lanes of all devices come back in one axis."""
     if mesh is None:
         return jax.jit(evaluate, compiler_options=compiler_options(jax.default_backend(), soon=True))
     (axis,) = mesh.axis_names
 
-    def on_device(params: Params, key: Key, first_episode: Array) -> Episodes:
-        episodes = evaluate(params, key, first_episode)
-        first = jax.lax.axis_index(axis) == 0
-        frames = jax.tree.map(lambda x: jax.lax.psum(jnp.where(first, x, 0), axis), episodes.frames)
+    def on_device(params: Params, key: Key, first_episode: Array, recorded: Array) -> Episodes:
+        episodes = evaluate(params, key, first_episode, recorded)
+        mine = jax.lax.axis_index(axis) == recorded // episodes.length.shape[0]
+        frames = jax.tree.map(lambda x: jax.lax.psum(jnp.where(mine, x, 0), axis), episodes.frames)
         return episodes._replace(frames=frames)
 
     lanes, whole = PartitionSpec(axis), PartitionSpec()
     program = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(whole, whole, whole), out_specs=_episodes_of(lanes, whole), check_vma=False
+        on_device,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, whole),
+        out_specs=_episodes_of(lanes, whole),
+        check_vma=False,
     )
     return jax.jit(
-        lambda params, key, first_episode=0: program(params, key, jnp.int32(first_episode)),
+        lambda params, key, first_episode=0, recorded=0: program(
+            params, key, jnp.int32(first_episode), jnp.int32(recorded)
+        ),
         compiler_options=compiler_options(mesh.devices.flat[0].platform, soon=True),
     )
 

@@ -34,8 +34,10 @@ import jax.numpy as jnp
 
 from azjax.counters import Counter, counter_add, counter_psum, counter_to_float, counter_zero
 
-__all__ = ["RunningStatistics", "init_statistics", "normalize", "std", "update_statistics"]
+__all__ = ["DEFAULT_CLIP", "RunningStatistics", "init_statistics", "normalize", "std", "update_statistics"]
 
+DEFAULT_CLIP = 10.0
+"""Where :func:`normalize` bounds what it returns unless told otherwise, in standard deviations."""
 _LARGEST_MAGNITUDE = 1e15  # 2^27 rows of this magnitude have a sum of squares that float32 still holds.
 
 
@@ -195,7 +197,7 @@ def normalize(
     observation: chex.ArrayTree,
     *,
     epsilon: float = 1e-6,
-    clip: float | None = 10.0,
+    clip: float | None = DEFAULT_CLIP,
 ) -> chex.ArrayTree:
     r"""Observations in units of their standard deviations, :math:`(x - \mu) / \mathrm{std}`, clipped to +-`clip`.
 

@@ -30,6 +30,7 @@ from azjax.cli.compare import CompareOptions
 from azjax.cli.doctor import DoctorOptions
 from azjax.cli.envs import EnvsOptions
 from azjax.cli.evaluate import EvaluateOptions
+from azjax.cli.export import ExportOptions
 from azjax.cli.main import COMMANDS
 from azjax.cli.parsing import flags_of
 from azjax.cli.report import ReportOptions
@@ -41,9 +42,12 @@ from azjax.runs.folder import read_metrics
 from azjax.runs.loop import EVALUATION_SEED
 from azjax.runs.options import TrainOptions, preset_options, resolve, to_plain
 from azjax.runs.policy import load_policy
+from azjax.runs.render import RenderOptions
 
 train_module = sys.modules["azjax.runs.train"]
-evaluate_module = sys.modules["azjax.cli.evaluate"]
+episodes_module = sys.modules["azjax.runs.episodes"]
+export_module = sys.modules["azjax.runs.export"]
+render_module = sys.modules["azjax.runs.render"]
 train_command = sys.modules["azjax.cli.train"]
 
 FILES = [
@@ -56,6 +60,8 @@ OPTIONS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
     "report": ReportOptions,
+    "render": RenderOptions,
+    "export": ExportOptions,
     "envs": EnvsOptions,
     "doctor": DoctorOptions,
 }
@@ -758,6 +764,50 @@ WRONG: list[tuple[str, list[str]]] = [
     ("report torn --thresholds high", ["--thresholds is 'high'; it must be numbers with", "azjax report --help"]),
     ("compare torn --thresholds nan", ["thresholds", "nan", "finite"]),
     (f"report {LONG}", ["does not exist"]),
+    # rendering
+    ("render", ["PATH", "azjax render --help"]),
+    ("render missing", ["missing", "not a run folder"]),
+    ("render occupied/file", ["occupied/file", "not a run folder"]),
+    ("render empty", ["empty/policy.json", "missing", "folder of a run"]),
+    ("render missing -o x.html", ["missing", "not a run folder"]),
+    ("render empty -o x.avi", ["x.avi", ".html, .gif or .mp4"]),
+    ("render empty -o html", ["output is html", ".html, .gif or .mp4"]),
+    ("render empty -o occupied", ["output is occupied", ".html, .gif or .mp4"]),
+    ("render empty -o occupied/page.html", ["occupied/page.html", "exists already", "another --output"]),
+    ("render empty -o missing/x.gif", ["folder missing", "does not exist", "another --output"]),
+    ("render empty -o /proc/x.gif", ["/proc/x.gif", "can't be written", "another --output"]),
+    ("render empty -o", ["--output", "needs a value"]),
+    ("render empty --episodes 0", ["episodes is 0", "between 1 and"]),
+    ("render empty --episodes -3", ["episodes is -3", "between 1 and"]),
+    ("render empty --seed 4294967296", ["seed is 4294967296", "between 0 and"]),
+    ("render empty --select mean", ["--select", "'mean'", "'median'"]),
+    ("render empty --seconds 0", ["seconds is 0.0", "between"]),
+    ("render empty --seconds nan", ["seconds is nan", "between"]),
+    ("render empty --camera track", ["camera is track", ".html has controls for that"]),
+    ("render empty --width 640", ["width is 640", ".html has controls for that"]),
+    ("render empty --fps 30 -o x.html", ["fps is 30.0", ".html has controls for that"]),
+    ("render empty -o x.mp4 --width 641", ["width is 641", "even", "640 or 642"]),
+    ("render empty -o x.mp4 --height 33", ["height is 33", "even", "32 or 34"]),
+    ("render empty -o x.gif --width 0", ["width is 0", "between 16 and 4096"]),
+    ("render empty -o x.gif --height 100000", ["height is 100000", "between 16 and 4096"]),
+    ("render empty -o x.gif --fps 60", ["fps is 60.0", "and 50.0"]),
+    ("render empty -o x.mp4 --fps 0", ["fps is 0.0", "between"]),
+    ("render empty -o x.mp4 --speed 0", ["speed is 0.0", "between"]),
+    ("render empty -o x.mp4 --speed fast", ["--speed", "'fast'"]),
+    ("render empty --colour red", ["--colour"]),
+    # export
+    ("export", ["PATH", "azjax export --help"]),
+    ("export missing", ["missing", "not a run folder"]),
+    ("export empty", ["empty/policy.json", "missing", "folder of a run"]),
+    ("export damaged", ["damaged/policy.json", "not valid JSON", "another copy"]),
+    ("export empty -o policy.onnx", ["policy.onnx", "must end in .stablehlo"]),
+    ("export empty -o occupied/page.stablehlo", ["occupied/page.json", "exists already", "another --output"]),
+    ("export empty -o missing/x.stablehlo", ["folder missing", "does not exist", "another --output"]),
+    ("export empty -o", ["--output", "needs a value"]),
+    ("export empty --platforms gpu", ["'gpu'", "'cuda'"]),
+    ("export empty --platforms", ["platforms is empty", "cpu, cuda"]),
+    ("export empty --platforms cpu cpu", ["cpu cpu", "once"]),
+    ("export empty --stochastc", ["--stochastc", "did you mean '--stochastic'"]),
 ]
 
 
@@ -771,7 +821,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "workplace"
     for name in ("empty", "occupied", "damaged", "foreign", "edited", "typed", "started", "torn"):
         (folder / name).mkdir(parents=True)
-    (folder / "occupied" / "file").write_text("content")
+    for name in ("file", "page.html", "page.json"):
+        (folder / "occupied" / name).write_text("content")
     (folder / "damaged" / "policy.json").write_text('{"schema": 1, "ppo": {')
     (folder / "foreign" / "policy.json").write_text('{"schema": 99, "ppo": {}}')
     for name, config in (
@@ -813,7 +864,9 @@ def test_wrong_input_is_one_line_and_leaves_nothing_behind(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(train_module, "build", lambda *args: pytest.fail("it compiled"))
-    monkeypatch.setattr(evaluate_module, "compile_evaluator", lambda *args: pytest.fail("it compiled"))
+    monkeypatch.setattr(episodes_module, "compile_evaluator", lambda *args: pytest.fail("it compiled"))
+    monkeypatch.setattr(export_module, "export_act", lambda *args, **rest: pytest.fail("it lowered"))
+    monkeypatch.setattr(render_module, "find_driver", lambda: "egl")
     before = contents(workplace)
     code = main(words(command_line))
     captured = capsys.readouterr()

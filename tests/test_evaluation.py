@@ -194,11 +194,31 @@ def test_every_device_plays_episodes_of_its_own(require_devices):
     played = program(jnp.zeros(()), jax.random.key(0))
     assert played.episode_return.shape == played.length.shape == (16,)
     assert len(set(played.episode_return.tolist())) == 16
-    # Frames are those of the first device's first lane.
+    # Frames are those of the first device's first lane, unless another is asked for.
     one = azjax.compile_evaluator(evaluate, azjax.make_mesh(1, "devices"))(jnp.zeros(()), jax.random.key(0))
     np.testing.assert_allclose(played.episode_return[:8], one.episode_return, rtol=1e-6)
     np.testing.assert_array_equal(played.frames.recorded["count"], one.frames.recorded["count"])
     np.testing.assert_array_equal(played.frames.reward, one.frames.reward)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_any_lane_can_be_recorded_without_changing_what_is_played(devices, require_devices):
+    require_devices(devices)
+    env = toy_envs.Scripted(6, terminate=(2, 9))
+    evaluate = azjax.make_evaluator(
+        env, toy_envs.idle().act, lanes=6 // devices, axis_name="devices", record=record, vectorize=plain_vmap
+    )
+    program = azjax.compile_evaluator(evaluate, azjax.make_mesh(devices, "devices"))
+    tags = []
+    for lane in range(6):
+        played = jax.device_get(program(jnp.zeros(()), jax.random.key(0), 0, lane))
+        if lane == 0:
+            returns = played.episode_return
+        np.testing.assert_array_equal(played.episode_return, returns)
+        np.testing.assert_allclose(played.frames.reward.sum(), returns[lane], rtol=1e-6)
+        assert played.frames.recorded["count"].max() == played.length[lane]
+        tags.append(float(played.frames.recorded["tag"][0]))
+    assert len(set(tags)) == 6
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -33,7 +33,7 @@ from azjax.evaluation import Episodes
 from azjax.ppo import PPOConfig
 from azjax.runs import console as console_module
 from azjax.runs import folder as folder_module
-from azjax.runs import load_policy, machine, programs, save_policy, summary
+from azjax.runs import load_policy, machine, programs, save_policy
 from azjax.runs import train as train_function
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder, check_output, read_metrics, replacing, write_json, write_text
@@ -42,6 +42,7 @@ from azjax.runs.plots import plot_curves, series
 from azjax.runs.policy import named_arrays, params_sha256
 
 train_module = sys.modules["azjax.runs.train"]  # the package's attribute of that name is the function
+replay_module = sys.modules["azjax.runs.replay"]
 INFINITY = float("inf")
 
 
@@ -892,6 +893,27 @@ def test_on_a_terminal_there_is_a_live_bar(terminal: io.StringIO) -> None:
     assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h"), "the cursor is shown again"
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_items_are_passed_on_while_their_number_is_shown(
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console_module, "_PLAIN_INTERVAL", 0.0)
+    with RunConsole(0, quiet=quiet) as console:
+        assert list(console.each("drawing [red]", iter("abc"), 3)) == ["a", "b", "c"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == ([] if quiet else [f"drawing [red]: {n} of 3" for n in range(3)])
+    assert quiet or re.fullmatch(r"drawing \[red\]: 0\.\d s", lines[-1])
+
+
+def test_on_a_terminal_items_move_a_bar(terminal: io.StringIO) -> None:
+    with RunConsole(0) as console:
+        assert list(console.each("drawing [red]", iter(range(4)), 4)) == [0, 1, 2, 3]
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "drawing [red]" in text
+    assert "100 %" in text
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1
+
+
 def test_an_error_gives_the_terminal_back(terminal: io.StringIO) -> None:
     def fail() -> None:
         with RunConsole(1000) as console:
@@ -1124,8 +1146,8 @@ def test_a_look_takes_about_a_second_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_environment_that_cannot_be_drawn_has_no_replay() -> None:
-    assert not programs.has_scene(azjax.make_env(toy_envs.BareBrax()))
-    assert programs.has_scene(azjax.make_env("inverted_pendulum"))
+    assert not replay_module.has_scene(azjax.make_env(toy_envs.BareBrax()))
+    assert replay_module.has_scene(azjax.make_env("inverted_pendulum"))
 
 
 def test_a_replay_ends_where_its_poses_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1141,8 +1163,8 @@ def test_a_replay_ends_where_its_poses_break(tmp_path: Path, monkeypatch: pytest
     def write(path: Path, scene: Any, positions: Any, rotations: Any, **rest: Any) -> None:
         written.update(positions=positions, rotations=rotations, **rest)
 
-    monkeypatch.setattr(summary, "write_replay", write)
-    summary.save_replay(tmp_path / "replay.html", env, episodes, 1, "title")
+    monkeypatch.setattr(replay_module, "write_replay", write)
+    replay_module.save_replay(tmp_path / "replay.html", env, episodes, 1, "title")
     assert len(written["positions"]) == len(written["rotations"]) == len(written["rewards"]) == 6
 
 

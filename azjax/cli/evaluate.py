@@ -8,20 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from azjax.cli.parsing import parse
 from azjax.config import require_number
-from azjax.evaluation import compile_evaluator, make_evaluator, summarize
+from azjax.evaluation import summarize
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
+from azjax.runs.episodes import make_player, play_all
 from azjax.runs.folder import check_output, write_json
 from azjax.runs.policy import load_policy
-from azjax.training import make_mesh
-
-_MOST_LANES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,31 +56,16 @@ def run(args: Sequence[str], prog: str) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    """Plays the episodes on all devices, in rounds where they are many."""
+    """Plays the episodes and sums them up."""
     policy = load_policy(options.run)
-    devices = min(jax.device_count(), options.episodes)
-    lanes = -(-min(options.episodes, _MOST_LANES) // devices)
-    evaluator = make_evaluator(
-        policy.env,
-        policy.act,
-        lanes=lanes,
-        deterministic=not options.stochastic,
-        action_repeat=policy.action_repeat,
-        axis_name=machine.AXIS,
-    )
-    key = jax.random.key(options.seed)
-    with machine.quiet_loading():
-        compiled = compile_evaluator(evaluator, make_mesh(devices, machine.AXIS))
-        program = compiled.lower(policy.params, key, jnp.int32(0)).compile()
-    starts = range(0, options.episodes, lanes * devices)
-    parts = [jax.device_get(program(policy.params, key, jnp.int32(start))) for start in starts]
-    joined = jax.tree.map(lambda *x: np.concatenate(x)[: options.episodes], *parts)
+    player = make_player(policy, episodes=options.episodes, seed=options.seed, stochastic=options.stochastic)
+    episodes = play_all(player, options.episodes)
     return {
         "env": policy.env.name,
         "backend": policy.env.backend,
         "deterministic": not options.stochastic,
         "seed": options.seed,
-        **summarize(joined),
+        **summarize(episodes),
     }
 
 

@@ -19,6 +19,8 @@ COMMANDS = {
     "evaluate": "play full episodes with a trained policy: azjax evaluate DIR [--episodes N] ...",
     "compare": "compare runs in the terminal: azjax compare RUN [RUN ...] [--json] ...",
     "report": "write an HTML page about runs: azjax report RUN [RUN ...] [--output FILE] ...",
+    "render": "show an episode of a trained policy: azjax render DIR [--output FILE.html|.gif|.mp4] ...",
+    "export": "write a trained policy as StableHLO and numpy files: azjax export DIR [--output FILE.stablehlo] ...",
     "envs": "list the environments with their sizes and backends",
     "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
 }

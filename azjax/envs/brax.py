@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.config import require, require_number
+from azjax.config import ConfigError, require, require_number
 from azjax.envs.base import EnvState
 from azjax.envs.compat import SHALLOW, barriers_in_mjx, old_clip_in_fluid, tree_depth
 from azjax.envs.scene import Scene, scene_from_brax
@@ -61,8 +62,14 @@ def quiet_dependencies() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_mujoco() -> Iterator[None]:
     """Silences the warnings of MuJoCo's own model compiler, which would also leave a log file in the working folder."""
-    import mujoco
-
+    try:
+        import mujoco
+    except Exception as error:
+        # MuJoCo loads its driver with itself, and what a driver raises has no common type.
+        setting = os.environ.get("MUJOCO_GL")
+        if not setting:
+            raise
+        raise ConfigError(f"MuJoCo can't be imported with MUJOCO_GL={setting}: {error}; unset it") from error
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         yield
@@ -230,8 +237,11 @@ class BraxEnvironment:
 
     def scene(self) -> Scene | None:
         """What a viewer draws, or ``None`` if the environment has no Brax model."""
-        system = getattr(self._env, "sys", None)
-        return None if system is None or system.mj_model is None else scene_from_brax(system, self.dt)
+        return None if self.model() is None else scene_from_brax(self._env.sys, self.dt)
+
+    def model(self) -> Any:
+        """The ``mujoco.MjModel`` whose bodies, without the world, are the links; ``None`` if there is none."""
+        return getattr(getattr(self._env, "sys", None), "mj_model", None)
 
     def poses(self, state: EnvState) -> tuple[Array, Array]:
         """World positions ``[L, 3]`` and quaternions ``[L, 4]`` (w, x, y, z) of the links."""

@@ -188,11 +188,7 @@ def _body_colours(model: mujoco.MjModel) -> list[Vector3]:
     """
     parents = [int(parent) for parent in model.body_parentid]
     fixed = [int(body) == 0 for body in model.body_weldid]
-    root = list(range(model.nbody))
-    for body in range(1, model.nbody):  # parents come before their children
-        if not fixed[body] and not fixed[parents[body]]:
-            root[body] = root[parents[body]]
-    robot = max((body for body in range(model.nbody) if not fixed[body]), key=root.count, default=0)
+    root, robot = moving_trees(model)
     tips = [0] * model.nbody
     for body in reversed(range(1, model.nbody)):
         tips[body] = max(tips[body], 1)
@@ -215,6 +211,20 @@ def _body_colours(model: mujoco.MjModel) -> list[Vector3]:
             depth[body] = depth.get(parent, -1) + 1
             colours.append(_tone(_LIMBS[limb[body] % len(_LIMBS)], lighter=depth[body] % 2 == 1))
     return colours
+
+
+def moving_trees(model: mujoco.MjModel) -> tuple[list[int], int]:
+    """The root of the tree of moving bodies that each body belongs to, itself if it is fixed; and the robot's root.
+
+    The robot is the largest of the trees; its root is 0 if nothing moves.
+    """
+    fixed = [int(body) == 0 for body in model.body_weldid]
+    root = list(range(model.nbody))
+    for body in range(1, model.nbody):  # parents come before their children
+        parent = int(model.body_parentid[body])
+        if not fixed[body] and not fixed[parent]:
+            root[body] = root[parent]
+    return root, max((body for body in range(model.nbody) if not fixed[body]), key=root.count, default=0)
 
 
 def _tone(colour: Vector3, *, lighter: bool) -> Vector3:

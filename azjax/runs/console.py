@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
 _PLAIN_INTERVAL = 5.0
+T = TypeVar("T")
 
 
 class RunConsole:
@@ -59,6 +60,26 @@ class RunConsole:
             with Progress(*columns, console=self._console, transient=True) as bar:
                 bar.add_task(text, total=None)
                 yield
+        self.say(f"{text}: {time.monotonic() - start:.1f} s")
+
+    def each(self, text: str, items: Iterable[T], total: int) -> Iterator[T]:
+        """Passes the items on and shows how many of them are done; off a terminal, a line every few seconds."""
+        start = time.monotonic()
+        if self._console.is_terminal and not self.quiet:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:.0f} %"),
+            )
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                yield from bar.track(items, total=total, description=text)
+        else:
+            self._last_line = start
+            for count, item in enumerate(items):
+                if time.monotonic() - self._last_line >= _PLAIN_INTERVAL:
+                    self._last_line = time.monotonic()
+                    self.say(f"{text}: {count:,} of {total:,}")
+                yield item
         self.say(f"{text}: {time.monotonic() - start:.1f} s")
 
     def progress(self, env_steps: int, rate: float, episode_return: float | None) -> None:

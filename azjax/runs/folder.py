@@ -108,6 +108,47 @@ def check_output(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """New files that appear together at the end of the block: all of them or, after an error in it, none.
+
+    Yields:
+      Where the block is to write each of them: beside its place, with its suffix.
+
+    Raises:
+      ConfigError: if one exists already or can't be written.
+    """
+    for path in paths:
+        check_output(path)
+    parts = tuple(path.with_name(f".part-{os.getpid()}-{n}{path.suffix}") for n, path in enumerate(paths))
+    placed: list[Path] = []
+    try:
+        yield parts
+        for part, path in zip(parts, paths, strict=True):
+            require(not os.path.lexists(path), f"{path} exists already; choose another --output")
+            part.rename(path)
+            placed.append(path)
+    except BaseException as error:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise ConfigError(f"{paths[0]} can't be written: {reason}; choose another --output") from error
+        raise
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def first_free(path: Path) -> Path:
+    """``path``, or with -2, -3, ... behind its stem where others were first."""
+    candidate, number = path, 1
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of ``path`` at the end, so that a reader sees the old content or the new.
 

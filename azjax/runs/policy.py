@@ -47,6 +47,7 @@ class LoadedPolicy(NamedTuple):
     env: Environment
     action_repeat: int
     description: dict[str, Any]
+    config: PPOConfig
 
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:
@@ -97,14 +98,20 @@ def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOCo
     return digest
 
 
+def check_run(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path; raises ``ConfigError`` unless it is one."""
+    path = Path(folder)
+    require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
+    return path
+
+
 def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     """Reads a policy that ``save_policy`` or ``azjax train`` wrote; nothing in the files is executed.
 
     Raises:
       ConfigError: if a file is missing, damaged, too large, or doesn't fit the environment it names.
     """
-    path = Path(folder)
-    require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
+    path = check_run(folder)
     description = _read_description(path / "policy.json")
     try:
         config = from_plain(PPOConfig, description["ppo"])
@@ -138,7 +145,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
         params_sha256(params) == digest,
         f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}",
     )
-    return LoadedPolicy(learner.act, params, env, repeat, description)
+    return LoadedPolicy(learner.act, params, env, repeat, description, config)
 
 
 def _describe_spaces(env: Environment) -> dict[str, Any]:

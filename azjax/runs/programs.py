@@ -19,6 +19,7 @@ from azjax.evaluation import Episodes, compile_evaluator, make_evaluator
 from azjax.ppo import ppo
 from azjax.runs import machine
 from azjax.runs.options import TrainOptions
+from azjax.runs.replay import has_scene
 from azjax.training import CompiledTrainer, Metrics, Trainer, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
 
@@ -148,12 +149,6 @@ def build(plan: Plan) -> Programs:
         init.result()  # of three programs compiled at once, the memory at the peak is a third more
         result = Programs(init.result(), step.result(), evaluation.compile(), options.updates_per_call or 1, 0.0)
     return result._replace(seconds=plan.seconds + time.monotonic() - start)
-
-
-def has_scene(env: Environment) -> bool:
-    """Whether a replay of this environment can be drawn."""
-    scene = getattr(env, "scene", None)
-    return callable(scene) and scene() is not None
 
 
 def updates_per_look(options: TrainOptions) -> int:

@@ -25,16 +25,28 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from azjax.envs.base import Environment
 from azjax.envs.scene import Geom, Scene
+from azjax.evaluation import Episodes
 from azjax.runs import markup
 from azjax.runs.reading import parse_json
 
-__all__ = ["read_replay", "replay_page", "viewer_sources", "write_replay"]
+__all__ = [
+    "Motion",
+    "has_scene",
+    "read_replay",
+    "recorded_motion",
+    "replay_page",
+    "save_replay",
+    "viewer_sources",
+    "write_motion",
+    "write_replay",
+]
 
 FRAMES_PER_SECOND = 50
 _INT16_MAX = 32767
@@ -52,6 +64,58 @@ _KINDS: dict[str, Any] = {
     "rotations": str,
     "terminated": bool,
 }
+
+
+class Motion(NamedTuple):
+    """How the links move in one episode, `N` frames of it."""
+
+    positions: np.ndarray  # float32 [N, L, 3] metres
+    rotations: np.ndarray  # float32 [N, L, 4] quaternions w x y z
+    rewards: np.ndarray  # float32 [N] received on arriving at each frame; 0 for the first
+    terminated: bool  # whether the task ended the episode at the last frame
+    dt: float  # seconds from one frame to the next
+
+
+def has_scene(env: Environment) -> bool:
+    """Whether an episode of this environment can be drawn."""
+    scene = getattr(env, "scene", None)
+    return callable(scene) and scene() is not None
+
+
+def recorded_motion(env: Any, episodes: Episodes, action_repeat: int) -> Motion:
+    """The recorded one of the episodes (`record=env.poses`), up to where its poses break if they do."""
+    frames: Any = episodes.frames
+    positions, rotations = (np.asarray(x) for x in frames.recorded)
+    decisions = -(-int(episodes.length[0]) // action_repeat)
+    last = decisions + 1
+    finite = np.isfinite(positions[:last]).all(axis=(1, 2)) & np.isfinite(rotations[:last]).all(axis=(1, 2))
+    if not finite.all():
+        last = max(1, int(finite.argmin()))
+    return Motion(
+        positions[:last],
+        rotations[:last],
+        np.asarray(frames.reward)[:last],
+        bool(episodes.terminated[0]),
+        env.scene().dt * action_repeat,
+    )
+
+
+def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> None:
+    """Writes the recorded one of the episodes as a page."""
+    write_motion(path, env.scene(), recorded_motion(env, episodes, action_repeat), title)
+
+
+def write_motion(path: Path, scene: Scene, motion: Motion, title: str) -> None:
+    """Writes an episode as a page: `write_replay` for a `Motion`."""
+    write_replay(
+        path,
+        dataclasses.replace(scene, dt=motion.dt),
+        motion.positions,
+        motion.rotations,
+        title=title,
+        rewards=motion.rewards,
+        terminated=motion.terminated,
+    )
 
 
 def write_replay(

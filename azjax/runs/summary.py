@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from azjax.counters import counter_to_int
 from azjax.evaluation import Episodes
@@ -17,7 +14,7 @@ from azjax.runs.plots import plot_curves
 from azjax.runs.policy import params_sha256
 from azjax.runs.programs import Plan
 from azjax.runs.records import evaluation_statistics
-from azjax.runs.replay import write_replay
+from azjax.runs.replay import save_replay
 from azjax.training import TrainState
 
 
@@ -50,27 +47,6 @@ def finish(
     if episodes.frames is not None:
         save_replay(folder.file("replay.html"), prepared.env, episodes, options.action_repeat, title)
     return summary
-
-
-def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> None:
-    """Writes the first evaluation episode as a page, up to where its poses break if they do."""
-    frames: Any = episodes.frames
-    positions, rotations = (np.asarray(x) for x in frames.recorded)
-    decisions = -(-int(episodes.length[0]) // action_repeat)
-    last = decisions + 1
-    finite = np.isfinite(positions[:last]).all(axis=(1, 2)) & np.isfinite(rotations[:last]).all(axis=(1, 2))
-    if not finite.all():
-        last = max(1, int(finite.argmin()))
-    scene = env.scene()
-    write_replay(
-        path,
-        dataclasses.replace(scene, dt=scene.dt * action_repeat),
-        positions[:last],
-        rotations[:last],
-        title=title,
-        rewards=np.asarray(frames.reward)[:last],
-        terminated=bool(episodes.terminated[0]),
-    )
 
 
 def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
