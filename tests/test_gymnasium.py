@@ -72,7 +72,7 @@ def test_a_single_environment_passes_gymnasiums_checker(env: Any) -> None:
 
 @pytest.mark.parametrize("env", [Scripted(20), Corridor(20), DictTask(20)], ids=["box", "discrete", "dict"])
 @modes
-def test_lanes_pass_what_make_vec_and_the_passive_checker_ask_of_vector_environments(env: Any, mode: str) -> None:
+def test_lanes_pass_what_make_vec_asks_of_vector_environments_and_give_arrays_away(env: Any, mode: str) -> None:
     gymnasium.register(
         "azjax-toy-v0", vector_entry_point=lambda num_envs: to_gymnasium(env, num_envs, autoreset_mode=mode)
     )
@@ -91,11 +91,12 @@ def test_lanes_pass_what_make_vec_and_the_passive_checker_ask_of_vector_environm
         assert (reward.dtype, reward.shape) == (np.float32, (3,))
         assert terminated.dtype == truncated.dtype == np.bool_
         assert isinstance(infos, dict)
+        over = terminated | truncated
         for array in jax.tree.leaves((observation, reward, terminated, truncated)):
             array[...] = 0  # they are the caller's
         kept.append(observation)
-        if mode == "Disabled" and (terminated | truncated).any():
-            vector.reset(options={"reset_mask": np.ones(3, bool)})
+        if mode == "Disabled" and over.any():
+            vector.reset(options={"reset_mask": over})
     leaves = [leaf for observation in kept for leaf in jax.tree.leaves(observation)]
     assert len({id(leaf) for leaf in leaves}) == len(leaves)
     vector.close()
@@ -114,16 +115,21 @@ def test_gymnasiums_wrappers_record_whole_episodes(mode: str) -> None:
     env.reset(options={"reset_mask": np.array([True, False, False, True])})
 
 
-def test_wrappers_see_the_final_observation_too() -> None:
-    env = to_gymnasium(Scripted(2), 2)
-    env = VectorizeTransformObservation(env, TransformObservation, func=lambda x: 2 * x, observation_space=None)
-    env = DictInfoToList(env)
+def test_infos_become_a_list_of_each_lanes_info() -> None:
+    env = DictInfoToList(to_gymnasium(Scripted(2), 2))
     env.reset(seed=0)
     *_, infos = play(env, np.full((2, 2, 1), 0.5, np.float32))[-1]
-    assert [info["final_obs"][0] for info in infos] == [4.0, 4.0]
+    assert [info["final_obs"][0] for info in infos] == [2.0, 2.0]
     assert [info["final_info"] for info in infos] == [{"nonfinite": False}] * 2
-    normalized = NormalizeObservation(to_gymnasium(Scripted(2), 2, autoreset_mode=AutoresetMode.NEXT_STEP))
-    assert np.isfinite(normalized.reset(seed=0)[0]).all()
+
+
+def test_gymnasiums_wrappers_of_observations_want_the_next_step() -> None:
+    env = to_gymnasium(Scripted(2), 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+    env = VectorizeTransformObservation(env, TransformObservation, func=lambda x: 2 * x, observation_space=None)
+    env = NormalizeObservation(env)
+    first, _ = env.reset(seed=0)
+    assert np.isfinite(first).all()
+    assert env.env.step(np.zeros((2, 1), np.float32))[0][0, 0] == 2.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -499,11 +505,11 @@ def test_lanes_can_be_stepped_without_gymnasium() -> None:
 
 
 def test_a_trainer_of_others_learns_through_the_bridge(tmp_path: Path) -> None:
-    """PPO of skrl on ``Target``, in a process of its own: it prints, and changes JAX's and its own global settings."""
+    """PPO of skrl on ``Target``, in a process of its own, since it prints and has global settings; 0 earns 0.92."""
     pytest.importorskip("skrl")
     script = Path(__file__).parent / "train_with_skrl.py"
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     before, after = (float(line.split()[-1]) for line in result.stdout.splitlines() if line.startswith("mean reward"))
-    assert before < 0.75
-    assert after > 0.95
+    assert before < 0.9
+    assert after > 0.99

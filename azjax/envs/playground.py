@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from types import ModuleType
 from typing import Any
 
@@ -174,9 +175,10 @@ def _require_models(name: str) -> None:
     """Playground would clone the robot models with git at this point; azjax says how to instead."""
     from mujoco_playground._src import mjx_env
 
-    folder = mjx_env.MENAGERIE_PATH
+    folder, revision = mjx_env.MENAGERIE_PATH, mjx_env.MENAGERIE_COMMIT_SHA
+    quoted = shlex.quote(str(folder))
     require(
         folder.exists(),
         f"{name!r} needs the robot models of MuJoCo Menagerie, and there is no {folder}; get them with: "
-        f"git clone {_MENAGERIE} {folder} && git -C {folder} checkout {mjx_env.MENAGERIE_COMMIT_SHA}",
+        f"git clone {_MENAGERIE} {quoted} && git -C {quoted} checkout {revision}",
     )
