@@ -249,14 +249,17 @@ def test_the_next_step_resets_and_ignores_its_action() -> None:
 
 
 def test_without_autoreset_the_masked_lanes_are_reset_and_no_others() -> None:
-    env = to_gymnasium(Scripted(9, terminate=(2, 6)), 8, autoreset_mode="Disabled")
+    env = to_gymnasium(Scripted(9, terminate=(2, 3)), 16, autoreset_mode="Disabled")
     env.reset(seed=0)
-    action = np.zeros((8, 1), np.float32)
-    over = np.zeros(8, bool)
-    while not over.any():
-        before, _, terminated, truncated, _ = env.step(action)
-        over = terminated | truncated
-    assert not over.all()
+    action = np.zeros((16, 1), np.float32)
+    before, _, over, _, _ = play(env, [action] * 2)[-1]
+    assert 1 < over.sum() < 16
+    one = np.arange(16) == over.argmax()
+    for options in ({"reset_mask": ~over}, {"reset_mask": one}):
+        with pytest.raises(gymnasium.error.ResetNeeded, match="over"):
+            env.step(action)
+        env.reset(options=options)
+    before, infos = env.reset(options={"reset_mask": ~over})
     with pytest.raises(gymnasium.error.ResetNeeded, match="over"):
         env.step(action)
     after, infos = env.reset(options={"reset_mask": over})

@@ -68,7 +68,10 @@ class LaneVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         if seed is not None or self._over is None:
             lanes.start(_key(self.np_random))
         observation = _to_numpy(lanes.reset(mask))
-        self._over = np.zeros(self.num_envs, bool)
+        if self._over is None or mask is None:
+            self._over = np.zeros(self.num_envs, bool)
+        else:
+            self._over = self._over & ~mask
         return observation, {}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Info]:
