@@ -8,7 +8,7 @@ from azjax.advantages import gae, gae_associative, lambda_returns, n_step, td_re
 from azjax.batching import minor_vmap
 from azjax.counters import Counter, counter_add, counter_to_int
 from azjax.distributions import Categorical, Distribution, Normal, TanhNormal
-from azjax.envs import Environment, EnvState, Randomization, make_env
+from azjax.envs import Environment, EnvState, Randomization, make_env, to_gymnasium
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.networks import ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, update_statistics
@@ -77,5 +77,6 @@ __all__ = [
     "ppo_loss",
     "summarize",
     "td_residuals",
+    "to_gymnasium",
     "update_statistics",
 ]

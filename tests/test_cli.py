@@ -549,9 +549,10 @@ def test_envs_lists_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert main(["envs"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    header, *rows = captured.out.splitlines()
+    header, *rows, last = captured.out.splitlines()
     assert header.split() == ["environment", "observation", "action", "s/step", "backends", "preset"]
     assert [row.split()[0] for row in rows] == list(SUPPORTED)
+    assert last.endswith("azjax envs --suite playground")
     assert rows[list(SUPPORTED).index("swimmer")].split() == ["swimmer", "8", "2", "0.04", "generalized"]
 
 

@@ -19,7 +19,7 @@ import azjax
 from azjax.cli.main import BROKEN, COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
 from azjax.cli.train import read_options
-from azjax.envs import SUPPORTED
+from azjax.envs.registry import backends_of
 from azjax.runs.options import TrainOptions, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,7 +170,7 @@ def test_the_first_two_commands_of_the_readme() -> None:
 def test_environments_named_in_the_docs_exist(page: Path) -> None:
     for words in commands(page):
         if words[:1] == ["train"] and len(words) > 1 and not words[1].startswith("-"):
-            assert words[1] in SUPPORTED
+            assert backends_of(words[1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 
 from azjax.config import ConfigError
 from azjax.envs import SUPPORTED
+from azjax.envs.registry import backends_of
 from azjax.ppo import PPOConfig
 from azjax.runs.options import (
     ALGORITHMS,
@@ -55,8 +56,8 @@ def allowed_types(cls: type, name: str) -> tuple[type, ...]:
 @pytest.mark.parametrize(("algorithm", "name", "values"), PRESETS, ids=NAMES)
 def test_a_preset_names_an_environment_and_fields_that_exist(algorithm: str, name: str, values: dict[str, Any]) -> None:
     env, _, backend = name.partition("/")
-    assert env in SUPPORTED
-    assert not backend or backend in SUPPORTED[env]
+    backends = backends_of(env)
+    assert not backend or backend in backends
     classes = {field.name: PPOConfig for field in dataclasses.fields(PPOConfig)}
     classes |= {field.name: TrainOptions for field in dataclasses.fields(TrainOptions)}
     for forbidden in ("env", "run", "seed", "ppo", "quiet"):

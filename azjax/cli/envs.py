@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from rich.console import Console
@@ -13,13 +13,23 @@ from rich.table import Table
 
 from azjax.cli.parsing import parse
 from azjax.envs import SUPPORTED, make_env
+from azjax.envs.playground import DM_CONTROL, PREFIX, TASKS
 from azjax.runs.options import load_preset
+
+_HEADS = {
+    "name": "environment",
+    "observation_size": "observation",
+    "action_size": "action",
+    "seconds_per_step": "s/step",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvsOptions:
     """Options of the list of environments."""
 
+    suite: Literal["brax", "playground"] = "brax"
+    """Whose environments; those of MuJoCo Playground need an extra: docs/environments.md."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -27,28 +37,35 @@ class EnvsOptions:
 def run(args: Sequence[str], prog: str) -> int:
     """Lists the environments."""
     options = parse(EnvsOptions, args, prog=prog)
-    facts = [describe(name) for name in SUPPORTED]
+    facts = [describe(name) for name in SUPPORTED] if options.suite == "brax" else playground_tasks()
     if options.json:
         print(json.dumps(facts))
         return 0
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for column in ("environment", "observation", "action", "s/step", "backends", "preset"):
-        table.add_column(
-            column, no_wrap=True, justify="right" if column in ("observation", "action", "s/step") else "left"
-        )
-    for fact in facts:
-        table.add_row(
-            fact["name"],
-            str(fact["observation_size"]),
-            str(fact["action_size"]),
-            f"{fact['seconds_per_step']:g}",
-            " ".join(fact["backends"]),
-            "yes" if fact["preset"] else "",
-        )
-    console = Console()
+    console = Console(highlight=False)
     console.width = max(console.width, 110)  # a narrow terminal wraps lines, which is better than to lose their ends
-    console.print(table)
+    console.print(table_of(facts))
+    if options.suite == "brax":
+        console.print("tasks of MuJoCo Playground: azjax envs --suite playground")
     return 0
+
+
+def table_of(facts: list[dict[str, Any]]) -> Table:
+    """One row for each environment."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for key in facts[0]:
+        numbers = key in ("observation_size", "action_size", "seconds_per_step")
+        table.add_column(_HEADS.get(key, key), no_wrap=True, justify="right" if numbers else "left")
+    for fact in facts:
+        table.add_row(*map(_cell, fact.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, list):
+        return " ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -63,3 +80,16 @@ def describe(name: str) -> dict[str, Any]:
         "backends": list(SUPPORTED[name]),
         "preset": bool(load_preset(name)),
     }
+
+
+def playground_tasks() -> list[dict[str, Any]]:
+    """The tasks of MuJoCo Playground, which need not be installed for this."""
+    return [
+        {
+            "name": PREFIX + task,
+            "suite": suite,
+            "needs": "" if suite == DM_CONTROL else "robot models of MuJoCo Menagerie",
+            "preset": bool(load_preset(PREFIX + task)),
+        }
+        for task, suite in TASKS.items()
+    ]

@@ -2,6 +2,7 @@
 
 from azjax.envs.base import Environment, EnvState, fresh_state
 from azjax.envs.brax import SUPPORTED, BraxEnvironment, Randomization
+from azjax.envs.bridge import to_gymnasium
 from azjax.envs.lanes import plain_vmap
 from azjax.envs.registry import default_backend, make_env
 from azjax.envs.scene import Geom, Scene
@@ -18,4 +19,5 @@ __all__ = [
     "fresh_state",
     "make_env",
     "plain_vmap",
+    "to_gymnasium",
 ]

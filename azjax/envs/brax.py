@@ -18,7 +18,7 @@ import numpy as np
 
 from azjax.config import ConfigError, require, require_number
 from azjax.envs.base import EnvState
-from azjax.envs.compat import SHALLOW, barriers_in_mjx, old_clip_in_fluid, tree_depth
+from azjax.envs.compat import barriers_if_deep, old_clip_in_fluid
 from azjax.envs.scene import Scene, scene_from_brax
 from azjax.types import ActionSpec, Array, Box, Key, ObservationSpec
 
@@ -262,12 +262,19 @@ class BraxEnvironment:
         # TF32 on recent GPUs ruins contact physics, so the precision is stated rather than left to the platform.
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.default_matmul_precision("highest"))
-            system = getattr(self._env, "sys", None)
-            if getattr(system, "enable_fluid", False):
-                stack.enter_context(old_clip_in_fluid())
-            if self.backend == "mjx" and system is not None and tree_depth(system.body_parentid) > SHALLOW:
-                stack.enter_context(barriers_in_mjx())
+            for patch in self._patches():
+                stack.enter_context(patch)
             yield
+
+    def _patches(self) -> list[contextlib.AbstractContextManager[None]]:
+        """What must hold while this environment's code is traced."""
+        system = getattr(self._env, "sys", None)
+        patches: list[contextlib.AbstractContextManager[None]] = []
+        if getattr(system, "enable_fluid", False):
+            patches.append(old_clip_in_fluid())
+        if self.backend == "mjx" and system is not None:
+            patches.append(barriers_if_deep(system.body_parentid))
+        return patches
 
     def _state(self, inner: Any, params: Any, done: Array) -> EnvState:
         time_limit = jnp.asarray(getattr(inner, "info", {}).get("truncation", 0.0)) > 0.5

@@ -61,6 +61,11 @@ def barriers_in_mjx() -> Iterator[None]:
         yield
 
 
+def barriers_if_deep(parents: Any) -> contextlib.AbstractContextManager[None]:
+    """``barriers_in_mjx`` for a tree, given by each body's parent, that is too deep to do without."""
+    return barriers_in_mjx() if tree_depth(parents) > SHALLOW else contextlib.nullcontext()
+
+
 def tree_depth(parents: Any) -> int:
     """Levels of a tree given by each body's parent, the root being its own."""
     depth = [0]

@@ -25,6 +25,7 @@ PACKAGES = (
     "brax",
     "mujoco",
     "mujoco-mjx",
+    "playground",
     "orbax-checkpoint",
     "numpy",
 )

@@ -212,4 +212,4 @@ def save_policies(folder: RunFolder, prepared: Plan, params: Any, best: bool) ->
 def default_folder(options: TrainOptions) -> Path:
     """``runs/ENV-ALGORITHM-SEED-TIME`` below the current folder."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{options.env}-{options.algorithm}-{options.seed}-{stamp}"
+    return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-{options.seed}-{stamp}"
