@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_a_small_disk_is_refused_before_anything_is_written(azjax: Azjax) -> Non
         assert "MiB of disk are free" in err
         assert len(err.splitlines()) == 1
         assert list(disk.iterdir()) == []
+
+
+def test_a_read_only_disk_is_refused_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["azjax.runs.train"], "build", lambda *args: pytest.fail("it compiled"))
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert main(["train", *TRAIN, "--run", str(disk / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Read-only file system" in line
+    assert "another --run" in line
 
 
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(azjax: Azjax, reference: Path) -> None:
