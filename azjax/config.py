@@ -7,6 +7,7 @@ it is a population. A *static* field is a shape, a count or a choice that the co
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from typing import Any, TypeVar
 
@@ -58,3 +59,9 @@ def require_number(name: str, value: float, low: float = -math.inf, high: float 
     """Raises ``ConfigError`` unless ``low <= value <= high`` (NaN fails), with a message that names field and value."""
     if not low <= value <= high:
         raise ConfigError(f"{name} is {value}; it must lie between {low} and {high}")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, or an empty string."""
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from conftest import Program
 import azjax
 from azjax.config import ConfigError
 from azjax.runs import checkpoints as module
-from azjax.runs.checkpoints import Checkpoints, check_space, file_digests, host_arrays, sealed, state_bytes
+from azjax.runs.arrays import host_arrays, state_bytes
+from azjax.runs.checkpoints import Checkpoints, check_space, file_digests, sealed
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +106,7 @@ def test_a_state_may_be_donated_while_it_is_written(tmp_path: Path, brax_program
     state = brax_program.compiled.init(jax.random.key(1))
     before = host_arrays(state)
     with Checkpoints(tmp_path / "c", 2, pytest.fail) as store:
-        store.save(1, state, {}, nothing)
+        store.save(1, state, {"evaluation_return": None}, nothing)
         brax_program.compiled.step(state)  # overwrites its buffers
     found, _ = restore(tmp_path / "c", shapes)
     after = host_arrays(found.state)
@@ -153,15 +155,59 @@ def test_a_checkpoint_of_the_same_update_is_replaced(folder: Path, trained: Any,
     assert equal(found.state, other)
 
 
-def test_later_checkpoints_and_what_a_kill_left_are_discarded(folder: Path) -> None:
+def test_later_checkpoints_and_what_a_kill_left_go_once_a_newer_one_is_whole(folder: Path, trained: Any) -> None:
     (folder / "9.orbax-checkpoint-tmp-123").mkdir()
     shutil.copytree(folder / "5", folder / "7")  # whole, but without a description
+    (folder / "backup").mkdir()
+    (folder / "elsewhere").symlink_to(folder / "backup")
     (folder / "notes.txt").write_text("the user's")
+    before = sorted(path.name for path in folder.iterdir())
     with Checkpoints(folder, 2, pytest.fail) as store:
         assert store.updates() == [2, 5]
-        store.discard_after(2)
-        assert store.updates() == [2]
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "2.json", "notes.txt"]
+        assert sorted(path.name for path in folder.iterdir()) == before
+        store.save(3, trained, {"evaluation_return": None}, nothing)
+        store.wait()
+        assert store.updates() == [2, 3]
+    ours = ["2", "2.json", "3", "3.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [*ours, "backup", "elsewhere", "notes.txt"]
+
+
+def test_saving_the_restored_checkpoint_again_renews_its_description_only(
+    folder: Path, trained: Any, shapes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoints, "_write", lambda *args: pytest.fail("the arrays were written again"))
+    with Checkpoints(folder, 2, pytest.fail) as store:
+        assert store.restore(shapes) is not None
+        store.save(5, trained, {"env_steps": 1, "evaluation_return": 3.0}, nothing)
+    found, warnings = restore(folder, shapes)
+    assert (found.record["env_steps"], found.record["evaluation_return"], warnings) == (1, 3.0, [])
+    assert equal(found.state, trained)
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    folder: Path, shapes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    for name in ("os.listdir", "file_digests"):
+        with monkeypatch.context() as patch:
+            target = module.os if name == "os.listdir" else module
+            patch.setattr(target, name.rpartition(".")[2], fail)
+            with pytest.raises(ConfigError, match="can't be read: Input/output error"):
+                restore(folder, shapes)
+    assert restore(folder, shapes)[0].record["env_steps"] == 64 * 5
+
+
+def test_what_a_newer_orbax_may_not_read_is_no_damage(
+    folder: Path, shapes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise ValueError("unknown format")
+
+    monkeypatch.setattr(module, "_load", fail)
+    with pytest.raises(ConfigError, match="is whole, but orbax can't read it: unknown format"):
+        restore(folder, shapes)
 
 
 def test_no_folder_no_checkpoint(tmp_path: Path, shapes: Any) -> None:
@@ -227,13 +273,12 @@ def test_a_file_too_many_is_noticed(folder: Path, shapes: Any) -> None:
     assert len(warnings) == 1
 
 
-def test_if_all_are_damaged_there_is_none(folder: Path, shapes: Any) -> None:
+def test_if_all_are_damaged_nothing_is_trained_over_them(folder: Path, shapes: Any) -> None:
     for name in ("2.json", "5.json"):
         damage(folder / name, "truncated")
-    found, warnings = restore(folder, shapes)
-    assert found is None
-    assert len(warnings) == 2
-    assert "training starts anew" in warnings[1]
+    with pytest.raises(ConfigError, match=r"checkpoint 2 .* is damaged .*, and there is no earlier one"):
+        restore(folder, shapes)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "2.json", "5", "5.json"]
 
 
 def rewrite(folder: Path, number: int, **changes: Any) -> None:
@@ -255,20 +300,23 @@ def test_a_sealed_description_that_makes_no_sense_is_damage(folder: Path, shapes
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "[1]", '{"schema": ' + "9" * 5000 + "}", "null"], ids=len)
+HOSTILE = ["[" * 100_000, "[1]", '{"schema": 1, "record": {"x": 1e999}}', '{"schema": ' + "9" * 5000 + "}", "null"]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=len)
+    ids=len,
+)
 def test_hostile_json_is_refused(folder: Path, shapes: Any, content: str) -> None:
     for name in ("2.json", "5.json"):
         (folder / name).write_text(content)
-    found, warnings = restore(folder, shapes)
-    assert found is None
-    assert len(warnings) == 2
+    with pytest.raises(ConfigError, match="there is no earlier one"):
+        restore(folder, shapes)
 
 
 def test_a_huge_description_is_not_read(folder: Path, shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LARGEST_RECORD", 1000)
-    found, warnings = restore(folder, shapes)
-    assert found is None
-    assert "larger than 1000 bytes" in warnings[0]
+    with pytest.raises(ConfigError, match="larger than 1000 bytes"):
+        restore(folder, shapes)
 
 
 def test_a_newer_schema_is_an_error_that_says_so(folder: Path, shapes: Any) -> None:
@@ -317,15 +365,22 @@ def test_a_folder_larger_than_its_arrays_is_not_read(
         file.truncate(1 << 40)  # sparse
     found, warnings = restore(folder, shapes)
     assert found.record["env_steps"] == 64 * 2
-    assert "larger than a state" in warnings[0]
+    assert "more than a state can" in warnings[0]
 
 
 def test_links_out_of_the_folder_are_not_followed(folder: Path, shapes: Any, tmp_path: Path) -> None:
     victim = next(path for path in data_files(folder / "5") if path.stat().st_size > 1000)
     shutil.move(victim, tmp_path / "elsewhere")
+    digest = file_digests(folder / "5")
     victim.symlink_to(tmp_path / "elsewhere")
-    found, _ = restore(folder, shapes)
+    rewrite(folder, 5, files=file_digests(folder / "5"))  # as somebody would who wants it to be followed
+    assert digest != file_digests(folder / "5")
+    found, warnings = restore(folder, shapes)
     assert found.record["env_steps"] == 64 * 2
+    assert "no plain file" in warnings[0]
+    victim.unlink()
+    os.mkfifo(victim)
+    assert restore(folder, shapes)[0].record["env_steps"] == 64 * 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,7 +403,7 @@ def test_a_failed_write_is_a_warning_and_leaves_the_others(
         assert sorted(path.name for path in folder.iterdir()) == ["2", "2.json", "5", "5.json"]
     warnings = Warnings()
     with Checkpoints(folder, 10, warnings) as store:
-        store.save(8, trained, {}, fail)
+        store.save(8, trained, {"evaluation_return": None}, fail)
     assert len(warnings) == 1
     assert restore(folder, shapes)[0].record["env_steps"] == 64 * 5
 
@@ -360,8 +415,8 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, sha
             module.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free, total=1 << 40)
         )
         if free == need:
-            check_space(tmp_path / "new" / "run", shapes, 2)
+            check_space(tmp_path / "new" / "run", shapes, 4)
         else:
             with pytest.raises(ConfigError, match=r"4 checkpoints take \d+ MiB"):
-                check_space(tmp_path / "new" / "run", shapes, 2)
+                check_space(tmp_path / "new" / "run", shapes, 4)
     assert list(tmp_path.iterdir()) == []

@@ -321,6 +321,15 @@ def test_a_run_killed_after_its_last_checkpoint_plays_its_last_episodes_again(tm
     assert again.checkpoints.saved == again.policies == []
 
 
+def test_a_run_made_shorter_is_evaluated_where_it_ends(tmp_path: Path) -> None:
+    options = options_of(steps=12 * 512, evaluations=1)
+    fake = FakePrograms(options, 4)
+    done = train(tmp_path, options, fake, Position(update=12, evaluated_at=8))
+    assert done.policies == [(12, True)]
+    assert done.records[-1]["eval/episode_return_mean"] == 13.0
+    assert [update for update, _, _ in done.checkpoints.saved] == [12]
+
+
 def test_checkpoints_come_between_evaluations_where_time_has_passed(tmp_path: Path) -> None:
     options = options_of(evaluations=1, checkpoint_seconds=0.0)
     done = train(tmp_path, options, FakePrograms(options, 5))

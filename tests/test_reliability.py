@@ -130,7 +130,7 @@ def test_a_finished_run_can_be_made_longer_on_another_number_of_devices(azjax: A
     code, out, err = azjax.run("resume", str(run), "--steps", "71680", "--devices", "1")
     assert (code, err) == (0, "")
     assert "going on after 61,440 environment steps" in out
-    assert "1 devices instead of 2: bits may differ" in out
+    assert "on 1 devices instead of 2: bits may differ" in out
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["env_steps"], summary["devices"]["used"]) == (71680, 1)
     assert lines_of(run)[: len(lines_of(reference))] == lines_of(reference)

@@ -13,6 +13,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -334,6 +335,24 @@ def test_lines_that_cannot_be_written_wait_and_are_whole_later(tmp_path: Path, m
     file.sync()
     file.close()
     assert [r["env_steps"] for r in read_metrics(path)] == [1, 2, 3]
+
+
+def test_two_threads_may_use_the_metrics(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", warn=pytest.fail)
+    stop = threading.Event()
+
+    def synchronise() -> None:
+        while not stop.is_set():
+            file.sync()
+
+    thread = threading.Thread(target=synchronise)
+    thread.start()
+    for n in range(500):
+        file.write({"env_steps": n})
+    stop.set()
+    thread.join()
+    file.close()
+    assert [r["env_steps"] for r in read_metrics(tmp_path / "metrics.jsonl")] == list(range(500))
 
 
 def test_a_failed_write_leaves_no_part_behind(tmp_path: Path) -> None:

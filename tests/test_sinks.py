@@ -119,7 +119,7 @@ def events(folder: Path) -> Iterator[Any]:
 
 
 def test_tensorboard_gets_event_files(tmp_path: Path) -> None:
-    write_all(sink_makers(tmp_path, tensorboard=True, wandb_project=None, config={}, env_steps=0), LINES)
+    write_all(sink_makers(tmp_path, tensorboard=True, wandb_project=None, config={}, purge=None), LINES)
     found = {v.tag: (e.step, v.simple_value) for e in events(tmp_path / "tensorboard") for v in e.summary.value}
     assert found == {
         "train/episode_return": (2**33, 1.5),
@@ -129,12 +129,12 @@ def test_tensorboard_gets_event_files(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_tells_tensorboard_from_where_on(tmp_path: Path) -> None:
-    write_all(sink_makers(tmp_path, tensorboard=True, wandb_project=None, config={}, env_steps=512), [])
+    write_all(sink_makers(tmp_path, tensorboard=True, wandb_project=None, config={}, purge=513), [])
     assert [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")] == [513]
 
 
 def test_nothing_is_made_that_nobody_wants(tmp_path: Path) -> None:
-    assert sink_makers(tmp_path, tensorboard=False, wandb_project=None, config={}, env_steps=0) == {}
+    assert sink_makers(tmp_path, tensorboard=False, wandb_project=None, config={}, purge=None) == {}
 
 
 def test_without_wandb_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ from azjax.runs.sinks import Sinks, sink_makers
 def fail(text):
     sys.exit(text)
 
-sinks = Sinks(sink_makers(Path("run"), tensorboard=False, wandb_project="p", config={"a": 1}, env_steps=0), fail)
+sinks = Sinks(sink_makers(Path("run"), tensorboard=False, wandb_project="p", config={"a": 1}, purge=None), fail)
 sinks.write({"env_steps": int(sys.argv[1]), "eval/episode_return_mean": 2.0})
 sinks.close()
 """

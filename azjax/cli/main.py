@@ -10,8 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from azjax.config import ConfigError
-from azjax.envs.registry import nearest
+from azjax.config import ConfigError, nearest
 
 COMMANDS = {
     "train": "train a policy: azjax train ENV [--backend B] [--steps N] [--seed S] [--run DIR] ...",

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from azjax.config import ConfigError
-from azjax.envs.registry import nearest
+from azjax.config import ConfigError, nearest
 
 T = TypeVar("T")
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)

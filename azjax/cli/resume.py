@@ -30,6 +30,6 @@ def run(args: Sequence[str], prog: str) -> int:
     options = parse(ResumeOptions, args, prog=prog)
     for name in ("steps", "devices"):
         if getattr(options, name) is not None:
-            require_number(name, getattr(options, name), 1, 2**53)
+            require_number(name, getattr(options, name), 1, 2**53 if name == "steps" else 2**30)
     resume(options.run, steps=options.steps, devices=options.devices, quiet=options.quiet)
     return 0

@@ -167,6 +167,7 @@ def _checked(actions: Any, space: gymnasium.Space[Any]) -> np.ndarray:
     array = np.asarray(actions)
     require(array.shape == space.shape, f"actions have shape {array.shape}; the action space has {space.shape}")
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        require(np.issubdtype(array.dtype, np.integer), f"actions are {array.dtype}; they must be whole numbers")
         require(bool(space.contains(array.astype(space.dtype))), f"actions {array} are outside of {space}")
         return array.astype(np.int32)
     return array.astype(np.float32)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from azjax.config import ConfigError, require
+from azjax.config import ConfigError, nearest, require
 from azjax.envs.base import Environment
 from azjax.envs.brax import SUPPORTED, BraxEnvironment, Randomization, load_brax
 from azjax.envs.playground import BACKENDS as PLAYGROUND_BACKENDS
 from azjax.envs.playground import PREFIX, TASKS, PlaygroundEnvironment, load_playground
 
 DEFAULT_EPISODE_LENGTH = 1000
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, or an empty string."""
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def backends_of(name: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,13 +24,15 @@ import jax
 import numpy as np
 
 from azjax.config import ConfigError, require
+from azjax.runs.arrays import describe_arrays, host_arrays, place_arrays, state_bytes, wanted_arrays
 from azjax.runs.folder import write_json
 from azjax.runs.reading import read_json
 from azjax.training import TrainState
 
 SCHEMA = 1
 _LARGEST_RECORD = 1 << 24
-_NAME = re.compile(r"(\d{1,18})\.json")
+_RECORD = re.compile(r"(\d{1,18})\.json")
+_OURS = re.compile(r"(\d{1,18})(\.orbax-checkpoint-tmp.*)?")
 # What orbax adds to the arrays themselves, with room to spare.
 _OVERHEAD = 1 << 20
 _PARAMETERS = "learner/params/"
@@ -45,6 +48,8 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run folder.
 
+    Nothing that is there is removed before a newer checkpoint is whole.
+
     Args:
       folder: the folder of checkpoints, made at the first save.
       keep: how many of the latest are kept, and beside them the one with the best evaluation; at least 1.
@@ -57,6 +62,8 @@ class Checkpoints:
         self._warn = warn
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._restored: int | None = None
+        self._returns: dict[int, float] = {}  # evaluation returns, of the writer alone
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -78,14 +85,16 @@ class Checkpoints:
         """Copies the state and starts to write it; waits for the checkpoint before if that is still being written.
 
         Args:
-          update: updates done; the checkpoint's name.
+          update: updates done; the checkpoint's name. Of the one that was restored only the description is renewed.
           state: the train state; its buffers may be donated as soon as this returns.
           record: plain data to keep with it.
           before: called in the writing thread; the checkpoint is given up if it raises ``OSError``.
         """
         self.wait()
-        arrays = host_arrays(state)
-        self._writing = self._writer.submit(self._write, update, arrays, dict(record), before)
+        if update == self._restored:
+            self._writing = self._writer.submit(self._renew, update, dict(record), before)
+        else:
+            self._writing = self._writer.submit(self._write, update, host_arrays(state), dict(record), before)
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written, and warns if it failed."""
@@ -98,11 +107,18 @@ class Checkpoints:
             self._warn(f"a checkpoint could not be written ({reason}); training goes on, earlier ones are untouched")
 
     def updates(self) -> list[int]:
-        """The updates after which there is a checkpoint, in order."""
-        with contextlib.suppress(OSError):
-            names = [_NAME.fullmatch(path.name) for path in self._folder.iterdir()]
-            return sorted(int(match[1]) for match in names if match)
-        return []
+        """The updates after which there is a checkpoint, in order.
+
+        Raises:
+          ConfigError: if the folder can't be read.
+        """
+        try:
+            names = [_RECORD.fullmatch(name) for name in os.listdir(self._folder)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigError(f"{self._folder} can't be read: {error.strerror}; try again") from error
+        return sorted(int(match[1]) for match in names if match)
 
     def restore(self, shapes: TrainState) -> Restored | None:
         """The latest checkpoint that is whole; warns of each later one that is not.
@@ -110,27 +126,25 @@ class Checkpoints:
         Args:
           shapes: what the train state must look like, and where its leaves belong (``CompiledTrainer.state``).
 
+        Returns:
+          State and record; ``None`` if there is no checkpoint.
+
         Raises:
-          ConfigError: if a whole checkpoint belongs to another training program, or was written by a newer version.
+          ConfigError: if all are damaged, if one can't be read, belongs to another training program, or was written by
+            a newer version.
         """
         found = self.updates()[::-1]
         for update, earlier in zip(found, [*found[1:], None], strict=False):
             try:
-                return self._read(update, shapes)
+                restored = self._read(update, shapes)
             except _DamagedError as error:
-                instead = "training starts anew" if earlier is None else f"checkpoint {earlier} is used"
-                self._warn(f"checkpoint {update} of {self._folder.parent} is damaged ({error}); {instead} instead")
+                damage = f"checkpoint {update} of {self._folder.parent} is damaged ({error})"
+                require(earlier is not None, f"{damage}, and there is no earlier one; start another run")
+                self._warn(f"{damage}; checkpoint {earlier} is used instead")
+            else:
+                self._restored = update
+                return restored
         return None
-
-    def discard_after(self, update: int) -> None:
-        """Removes later checkpoints, whose future is trained again, and what a kill left of unfinished ones."""
-        for later in [n for n in self.updates() if n > update]:
-            self._remove(later)
-        whole = {str(n) for n in self.updates()}
-        with contextlib.suppress(OSError):
-            for path in self._folder.iterdir():
-                if path.is_dir() and not path.is_symlink() and path.name not in whole:
-                    shutil.rmtree(path, ignore_errors=True)
 
     def _write(
         self, update: int, arrays: dict[str, np.ndarray], record: dict[str, Any], before: Callable[[], None]
@@ -139,37 +153,47 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         if shutil.disk_usage(self._folder).free < sum(array.nbytes for array in arrays.values()) + _OVERHEAD:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # orbax would leave a trace of its threads
-        self._remove(update)
+        self._remove(update)  # one of a future that is being trained again
         path = self._folder / str(update)
         try:
             with _orbax() as checkpointer:
                 checkpointer.save(path.absolute(), arrays, force=True)
-            write_json(
-                self._record_file(update),
-                sealed({"update": update, **record, "state": _describe(arrays), "files": file_digests(path)}),
-            )
+            content = {"state": describe_arrays(arrays), "files": file_digests(path)}
+            write_json(self._record_file(update), sealed({"update": update, **record, **content}))
         except BaseException:
-            for part in self._folder.glob(f"{update}.*"):
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
-            shutil.rmtree(path, ignore_errors=True)
+            self._remove(update)
             raise
-        self._forget()
+        self._forget(update, record["evaluation_return"])
 
-    def _forget(self) -> None:
-        """Removes checkpoints that are neither among the latest nor the best."""
+    def _renew(self, update: int, record: dict[str, Any], before: Callable[[], None]) -> None:
+        """Writes another description of the checkpoint that was restored, whose state is the same."""
+        before()
+        content = {name: self._record(update)[name] for name in ("state", "files")}
+        write_json(self._record_file(update), sealed({"update": update, **record, **content}))
+        self._returns[update] = _number(record["evaluation_return"])
+
+    def _forget(self, update: int, evaluation_return: float | None) -> None:
+        """Once ``update`` is whole: removes later ones, those neither latest nor best, and what kills left."""
+        self._returns[update] = _number(evaluation_return)
         found = self.updates()
-        returns = {update: self._evaluation_return(update) for update in found}
-        best = max(found, key=lambda update: (returns[update], update))
-        for update in found[: -self._keep]:
-            if update != best:
-                self._remove(update)
+        past = [n for n in found if n <= update]
+        best = max(past, key=lambda n: (self._evaluation_return(n), n))
+        for n in found:
+            if n not in past[-self._keep :] and n != best:
+                self._remove(n)
+        whole = self.updates()
+        for path in self._folder.iterdir():
+            match = _OURS.fullmatch(path.name)
+            if match and not (match[2] is None and int(match[1]) in whole) and _is_folder(path):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _evaluation_return(self, update: int) -> float:
-        with contextlib.suppress(ConfigError, _DamagedError):
-            value = self._record(update).get("evaluation_return")
-            if isinstance(value, float):
-                return value
-        return -float("inf")
+        if update not in self._returns:
+            value = None
+            with contextlib.suppress(ConfigError, _DamagedError):
+                value = self._record(update).get("evaluation_return")
+            self._returns[update] = _number(value)
+        return self._returns[update]
 
     def _record(self, update: int) -> dict[str, Any]:
         path = self._record_file(update)
@@ -199,32 +223,39 @@ class Checkpoints:
         record = self._record(update)
         files = record.get("files")
         _whole(isinstance(files, dict) and record.get("update") == update, "its description is incomplete")
-        wanted = _wanted(shapes)
-        size = sum(np.dtype(kind).itemsize * int(np.prod(shape, dtype=np.int64)) for kind, shape in wanted.values())
-        _whole(_folder_size(path) <= 2 * size + _OVERHEAD, f"its files are larger than a state of {size} bytes can be")
+        wanted = wanted_arrays(shapes)
         try:
+            size = _plain_size(path)
+            most = 2 * state_bytes(shapes) + _OVERHEAD
+            _whole(size <= most, f"it takes {size} bytes, which is more than a state can")
             _whole(file_digests(path) == files, "its files are not those that were written")
-            self._check_fit(update, record.get("state"), wanted)
+        except OSError as error:
+            raise ConfigError(f"{path} can't be read: {error.strerror}; try again") from error
+        self._check_fit(update, record.get("state"), describe_arrays(wanted))
+        try:
             arrays = _load(path, wanted)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ConfigError | _DamagedError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, _DamagedError):
                 raise
-            raise _DamagedError(" ".join(str(error).split())[:200]) from error
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{path} is whole, but orbax can't read it: {reason}; resume the run with the versions that wrote it"
+            ) from error
         for name, array in arrays.items():
             finite = not name.startswith(_PARAMETERS) or array.dtype.kind != "f" or bool(np.isfinite(array).all())
             _whole(finite, f"{name} is not finite")
-        return Restored(_place(arrays, shapes), record)
+        return Restored(place_arrays(arrays, shapes), record)
 
-    def _check_fit(self, update: int, found: Any, wanted: dict[str, tuple[str, list[int]]]) -> None:
+    def _check_fit(self, update: int, found: Any, wanted: dict[str, list[Any]]) -> None:
         """Raises ``ConfigError`` unless the checkpoint holds exactly the leaves that the training program has."""
         _whole(isinstance(found, dict), "its description is incomplete")
-        mend = "resume the run with the versions and the configuration that wrote it"
         where = f"checkpoint {update} of {self._folder.parent} belongs to another training program:"
         for name in [*wanted, *found]:
-            has, needs = found.get(name), list(wanted[name]) if name in wanted else None
+            has, needs = found.get(name), wanted.get(name)
             require(
                 has == needs,
-                f"{where} {name} is {_shown(has)} there and {_shown(needs)} here; {mend}",
+                f"{where} {name[:200]} is {_shown(has)} there and {_shown(needs)} here; "
+                "resume the run with the versions and the configuration that wrote it",
             )
 
 
@@ -244,22 +275,12 @@ def _shown(leaf: Any) -> str:
     return f"{kind}{shape}"[:80]
 
 
-def state_bytes(shapes: TrainState) -> int:
-    """Bytes of the arrays of one checkpoint."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+def _number(value: Any) -> float:
+    return value if isinstance(value, float) else -float("inf")
 
 
-def host_arrays(state: TrainState) -> dict[str, np.ndarray]:
-    """The leaves of a state by name, copied to the host; empty ones, which orbax refuses, are left out.
-
-    Random keys come as the words they consist of.
-    """
-    arrays = {}
-    for name, leaf in _named(state):
-        if leaf.size:
-            # The copy is the point: the buffer behind a view is overwritten by the next update.
-            arrays[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf, copy=True)
-    return arrays
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
@@ -272,36 +293,24 @@ def file_digests(folder: Path) -> dict[str, str]:
     """The SHA-256 digest of every file below a folder, by its path in it."""
     digests = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file():
             with path.open("rb") as file:
                 digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+def _plain_size(folder: Path) -> int:
+    """Bytes of the files below a folder, in which there must be nothing but files and folders.
 
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _describe(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-
-
-def _wanted(shapes: TrainState) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of every array of a checkpoint of such a state."""
-    leaves = {name: leaf for name, leaf in _named(shapes) if leaf.size}
-    plain = {
-        name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()
-    }
-    return {name: (str(leaf.dtype), list(leaf.shape)) for name, leaf in plain.items()}
-
-
-def _folder_size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*"))
+    A link would lead orbax out of the run's folder, and a pipe would never end.
+    """
+    _whole(folder.exists(), "its files are missing")
+    size = 0
+    for path in [folder, *folder.rglob("*")]:
+        status = path.lstat()
+        _whole(stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode), f"{path.name} is no plain file")
+        size += status.st_size
+    return size
 
 
 def _orbax() -> Any:
@@ -311,40 +320,28 @@ def _orbax() -> Any:
     return orbax.checkpoint.StandardCheckpointer()
 
 
-def _load(path: Path, wanted: Mapping[str, tuple[str, list[int]]]) -> dict[str, np.ndarray]:
+def _load(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """The arrays, after a look at what is stored: orbax cuts or pads an array of another shape without a word."""
     with _orbax() as checkpointer:
         stored = checkpointer.metadata(path.absolute()).item_metadata.tree
-        for name, (kind, shape) in wanted.items():
+        for name, leaf in wanted.items():
             entry = stored[name]
             chunk = entry.storage.chunk_shape if entry.storage else entry.shape
-            fits = list(entry.shape) == shape and str(np.dtype(entry.dtype)) == kind
-            fits = fits and all(c <= max(n, 1) for c, n in zip(chunk, shape, strict=True))
+            fits = tuple(entry.shape) == leaf.shape and np.dtype(entry.dtype) == leaf.dtype
+            fits = fits and all(c <= max(n, 1) for c, n in zip(chunk, leaf.shape, strict=True))
             _whole(fits, f"{name} is stored as {entry.dtype}{list(entry.shape)}")
-        target = {name: np.zeros(shape, kind) for name, (kind, shape) in wanted.items()}
+        target = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
         arrays: dict[str, np.ndarray] = checkpointer.restore(path.absolute(), target)
     return arrays
 
 
-def _place(arrays: Mapping[str, np.ndarray], shapes: TrainState) -> TrainState:
-    """A state on its devices; every leaf in buffers of its own, since they will be donated."""
-    leaves = []
-    for name, leaf in _named(shapes):
-        if _is_key(leaf):
-            value: Any = jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]))
-        else:
-            value = arrays[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-        leaves.append(jax.device_put(value, leaf.sharding, may_alias=False))
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-
-def check_space(folder: Path, shapes: TrainState, keep: int) -> None:
-    """Raises ``ConfigError`` if the disk has no room for the checkpoints that a run keeps.
+def check_space(folder: Path, shapes: TrainState, count: int) -> None:
+    """Raises ``ConfigError`` if the disk has no room for so many more checkpoints.
 
     Args:
       folder: the run's folder; it need not be there.
       shapes: of the train state.
-      keep: how many of the latest are kept.
+      count: of checkpoints.
     """
     there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     try:
@@ -353,7 +350,6 @@ def check_space(folder: Path, shapes: TrainState, keep: int) -> None:
         return
     if usage.total == 0:  # no disk; what is wrong with the folder is said when it is made
         return
-    count = keep + 2  # the best, and one that is being written
     need = count * (state_bytes(shapes) + _OVERHEAD)
     require(
         usage.free >= need,

@@ -35,9 +35,9 @@ class RunConsole:
     ) -> None:
         self._stop()
 
-    def say(self, text: str) -> None:
-        """One line, above the bar if there is one."""
-        if not self.quiet:
+    def say(self, text: str, *, always: bool = False) -> None:
+        """One line, above the bar if there is one; of a quiet run only if it must ``always`` be said."""
+        if always or not self.quiet:
             (self._bar.console if self._bar else self._console).print(text, markup=False)
 
     def warn(self, text: str) -> None:

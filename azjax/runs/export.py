@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -25,6 +26,7 @@ from azjax.networks import LOG_STD_RANGE
 from azjax.normalization import DEFAULT_CLIP, std
 from azjax.runs.folder import check_output, new_files
 from azjax.runs.policy import LoadedPolicy, check_run, load_policy
+from azjax.runs.reading import read_json, read_limited
 from azjax.types import ActFn, ActionSpec, Array, Box, Discrete, Observation, ObservationSpec, Params
 
 SCHEMA = 1
@@ -34,6 +36,7 @@ KNOWN_PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "rocm", "tpu")
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 KEY_IMPLEMENTATION = "threefry2x32"
 _LARGEST = 1 << 30
+_LARGEST_JSON = 1 << 20
 _MEND = "export the policy again"
 
 Facts = dict[str, Any]
@@ -166,13 +169,12 @@ def load_exported(path: str | os.PathLike[str]) -> export.Exported:
       ConfigError: if the file is missing, too large, damaged, or not the one that the description beside it names.
     """
     path = Path(path)
-    require(path.is_file(), f"{path} is no exported policy: there is no such file; azjax export makes one")
-    require(path.stat().st_size <= _LARGEST, f"{path} is larger than {_LARGEST} bytes; it is no exported policy")
-    data = path.read_bytes()
-    try:
-        named = json.loads(path.with_suffix(".json").read_bytes())["files"][path.name]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        named = None  # the program needs no description
+    data = read_limited(path, _LARGEST, "azjax export makes one")
+    description = path.with_suffix(".json")
+    named = None  # the program needs no description
+    if description.exists():
+        with contextlib.suppress(KeyError, TypeError):
+            named = read_json(description, _LARGEST_JSON)["files"][path.name]["sha256"]
     require(named in (None, _digest(data)), f"{path} is not the file that its description names; {_MEND}")
     try:
         return export.deserialize(bytearray(data))

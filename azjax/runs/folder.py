@@ -7,6 +7,8 @@ import errno
 import fcntl
 import json
 import os
+import secrets
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,9 +52,15 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
-        """The folder of a run that was started before."""
+        """The folder of a run that was started before, which may have been a stranger's: it must hold no links.
+
+        Raises:
+          ConfigError: if it is no folder, can't be read or written, or holds a link.
+        """
         require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
-        require(os.access(path, os.W_OK), f"run folder {path} can't be written; copy it to where it can")
+        require(os.access(path, os.R_OK | os.W_OK), f"run folder {path} can't be written; copy it to where it can")
+        for child in path.iterdir():
+            require(not child.is_symlink(), f"{child} is a link, which azjax does not write through; move it elsewhere")
         folder = cls.__new__(cls)
         folder.path = path
         return folder
@@ -111,6 +119,8 @@ def check_output(path: Path) -> None:
 def new_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """New files that appear together at the end of the block: all of them or, after an error in it, none.
 
+    They must not be there when the block begins.
+
     Yields:
       Where the block is to write each of them: beside its place, with its suffix.
 
@@ -152,10 +162,11 @@ def first_free(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of ``path`` at the end, so that a reader sees the old content or the new.
 
-    Nothing is left of it if writing fails.
+    Nothing is left of it if writing fails. It is new, so that no link can lead elsewhere.
     """
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666))
         yield temporary
         os.replace(temporary, path)
     finally:
@@ -191,17 +202,20 @@ class MetricsFile:
         self._path = path
         self._warn = warn
         self._warned = False
+        self._lock = threading.Lock()  # a checkpoint is written in another thread and synchronises the file
         self._waiting: list[bytes] = []
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         self.records, self._end = self._keep(records)
         os.ftruncate(self._file, self._end)
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record; a line is whole in the file before the next begins."""
-        self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self.records += 1
         try:
-            self._flush()
+            with self._lock:
+                self._waiting.append(line)
+                self._flush()
         except OSError as error:
             if not self._warned:
                 self._warn(f"{self._path} can't be written ({error.strerror}); its lines are kept in memory meanwhile")
@@ -213,12 +227,13 @@ class MetricsFile:
         Raises:
           OSError: if that can't be done.
         """
-        self._flush()
+        with self._lock:
+            self._flush()
         os.fsync(self._file)
 
     def close(self) -> None:
         """Tries once more to write what is waiting, and closes the file."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._lock:
             self._flush()
         os.close(self._file)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from azjax.config import require_number
 from azjax.counters import counter_to_int
 from azjax.evaluation import Episodes
 from azjax.runs.checkpoints import Checkpoints
@@ -59,10 +60,18 @@ class Position:
 
     update: int = 0
     owes_evaluation: bool = False  # one is due after this update and has not been made
+    evaluated_at: int = 0  # update of the last evaluation
     records: int = 0  # lines of metrics.jsonl
     best_env_steps: int | None = None  # of the best evaluation so far
     best_return: float | None = None  # its mean
     clock: Clock = dataclasses.field(default_factory=Clock)
+
+    def validate(self) -> None:
+        """Raises ``ConfigError`` for numbers that no run can have reached."""
+        for name in ("update", "evaluated_at", "records"):
+            require_number(name, getattr(self, name), 0)
+        for name, seconds in dataclasses.asdict(self.clock).items():
+            require_number(name, seconds, 0.0)
 
 
 class Outputs(NamedTuple):
@@ -105,6 +114,7 @@ class Loop:
         self._recent: float | None = None
         self._episodes: Episodes | None = None  # those played at this point of the run
         self._saved_at = time.monotonic()
+        self._versions = versions()
         # Python handles signals between two steps of the main thread, so that one must not be inside XLA for long.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="device")
 
@@ -124,7 +134,8 @@ class Loop:
             if state is None:
                 state = self._wait(lambda: self._programs.init(jax.random.key(self._options.seed)))
             position.clock.lap()
-            if position.owes_evaluation:
+            shortened = position.update == updates and position.evaluated_at != updates
+            if position.owes_evaluation or shortened:
                 self._save(state, self._evaluate(state))
             while position.update < updates and not stop.signal:
                 state, waiting = self._call(state, waiting)
@@ -184,13 +195,13 @@ class Loop:
         self._write(record)
         mean: float | None = record.get("eval/episode_return_mean")
         better = mean is not None and (position.best_return is None or mean > position.best_return)
-        if better:
-            position.best_env_steps, position.best_return = record["env_steps"], mean
         try:
             self._out.save_policy(state.learner.params, better)
+            if better:
+                position.best_env_steps, position.best_return = record["env_steps"], mean
         except OSError as error:
             self._out.console.warn(f"the policy could not be written ({error.strerror or error}); training goes on")
-        position.owes_evaluation = False
+        position.owes_evaluation, position.evaluated_at = False, position.update
         position.clock.evaluation += position.clock.lap()
         self._out.console.say(f"{record['env_steps']:>12,} environment steps: {evaluation_line(record)}")
         return mean
@@ -208,7 +219,7 @@ class Loop:
             "evaluation_return": evaluation_return,
             "position": dataclasses.asdict(position),
             "config": to_yaml(self._options),
-            "versions": versions(),
+            "versions": self._versions,
         }
         self._out.checkpoints.save(position.update, state, record, self._out.metrics.sync)
         self._saved_at = time.monotonic()

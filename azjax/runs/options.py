@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from azjax.config import ConfigError, require, require_number
+from azjax.config import ConfigError, nearest, require, require_number
 from azjax.envs.lanes import check_division, check_lengths
-from azjax.envs.registry import check_env_name, default_backend, nearest
+from azjax.envs.registry import check_env_name, default_backend
 from azjax.ppo import PPOConfig
 from azjax.runs.plain import from_plain
 from azjax.runs.reading import parse_yaml, read_limited
@@ -89,6 +89,11 @@ class TrainOptions:
     def updates(self) -> int:
         """Updates of the run: the first count that reaches ``steps``."""
         return -(-self.steps // self.env_steps_per_update)
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps at which training stops."""
+        return self.updates * self.env_steps_per_update
 
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
@@ -215,6 +220,12 @@ def to_plain(options: TrainOptions) -> dict[str, Any]:
     return {"schema": SCHEMA, **data}
 
 
+def flat_options(options: TrainOptions) -> dict[str, Any]:
+    """The options by name, those of the learner beside the others."""
+    plain = to_plain(options)
+    return {**{name: value for name, value in plain.items() if name != "ppo"}, **plain["ppo"]}
+
+
 def to_yaml(options: TrainOptions) -> str:
     """The text of ``config.yaml``."""
     return yaml.safe_dump(to_plain(options), sort_keys=False)
@@ -226,7 +237,11 @@ def read_options(path: Path) -> TrainOptions:
     Raises:
       ConfigError: if the file is missing or damaged, of another schema, or holds what no option can be.
     """
-    content = read_limited(path, _LARGEST_CONFIG)
+    return parse_options(read_limited(path, _LARGEST_CONFIG), path)
+
+
+def parse_options(content: bytes, path: Path) -> TrainOptions:
+    """The options in the text of a ``config.yaml``; ``path`` is for the messages."""
     try:
         data = parse_yaml(content)
     except ValueError as error:

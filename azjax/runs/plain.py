@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from azjax.config import ConfigError, require
-from azjax.envs.registry import nearest
+from azjax.config import ConfigError, nearest, require
 
 T = TypeVar("T")
 _MOST_ENTRIES = 64

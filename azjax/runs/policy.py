@@ -18,6 +18,7 @@ from azjax.config import ConfigError, require, require_number
 from azjax.envs.base import Environment
 from azjax.envs.registry import make_env
 from azjax.ppo import PPOConfig, ppo
+from azjax.runs.arrays import named_leaves
 from azjax.runs.folder import replacing, to_json
 from azjax.runs.options import ALGORITHMS
 from azjax.runs.plain import check_types, from_plain
@@ -52,8 +53,7 @@ class LoadedPolicy(NamedTuple):
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:
     """The leaves of a pytree by their paths, in the pytree's order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(params)}
 
 
 def params_sha256(params: Params) -> str:
@@ -150,11 +150,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
 
 def _describe_spaces(env: Environment) -> dict[str, Any]:
     """Observation and action space as plain data."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(env.observation_spec)
-    spec = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [list(leaf.shape), str(leaf.dtype)]
-        for path, leaf in leaves
-    }
+    spec = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(env.observation_spec)}
     return {
         "observation": spec,
         "action": {"kind": type(env.action_spec).__name__, **dataclasses.asdict(env.action_spec)},
@@ -196,10 +192,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     filled = []
-    for where, leaf in leaves:
-        name = jax.tree_util.keystr(where, simple=True, separator="/")
+    for name, leaf in named_leaves(shapes):
         require(name in arrays, f"{path} lacks the array {name!r}; {_MEND}")
         array = arrays[name]
         require(
@@ -210,4 +204,4 @@ def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
         finite = not np.issubdtype(array.dtype, np.floating) or bool(np.isfinite(array).all())
         require(finite, f"{path}: {name!r} is not finite; {_MEND}")
         filled.append(jnp.asarray(array))
-    return jax.tree.unflatten(tree, filled)
+    return jax.tree.unflatten(jax.tree.structure(shapes), filled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_limited(path: Path, largest: int, mend: str | None = None) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON without NaN and infinities.
+    """JSON without NaN, infinities, and numbers that would become one.
 
     Raises:
       ValueError: if it is none, or nested too deeply.
@@ -53,8 +54,14 @@ def parse_json(content: bytes) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            refuse(digits)
+        return number
+
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=refuse)
+        return json.loads(content.decode("utf-8"), parse_constant=refuse, parse_float=finite)
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8") from error
     except RecursionError as error:

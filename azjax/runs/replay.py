@@ -34,6 +34,7 @@ from azjax.envs.base import Environment
 from azjax.envs.scene import Geom, Scene
 from azjax.evaluation import Episodes
 from azjax.runs import markup
+from azjax.runs.folder import write_text
 from azjax.runs.reading import parse_json
 
 __all__ = [
@@ -144,7 +145,9 @@ def write_replay(
       ValueError: if a shape does not fit, there is no frame, or a number is not finite.
     """
     data = _replay_data(scene, positions, rotations, rewards=rewards, terminated=terminated)
-    _write_atomically(Path(path), replay_page(title, data))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, replay_page(title, data))
 
 
 def _replay_data(
@@ -299,13 +302,3 @@ def read_replay(content: str) -> dict[str, Any]:
     if not isinstance(data, dict) or not all(isinstance(data.get(name), kind) for name, kind in _KINDS.items()):
         raise ValueError("its data are not those of a replay")
     return {name: data[name] for name in (*_KINDS, "returns") if name in data}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import os
 import queue
+import re
 import secrets
 import threading
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from azjax.config import require
+from azjax.runs.folder import write_text
+from azjax.runs.reading import read_limited
 
 _SECONDS_TO_CLOSE = 30.0
 _SECONDS_TO_FLUSH = 5.0
@@ -84,12 +87,14 @@ class WandbSink:
 
         folder.mkdir(exist_ok=True)
         identity = folder / "run_id"
-        with contextlib.suppress(FileExistsError), identity.open("x") as file:
-            file.write(secrets.token_hex(8))
+        if not os.path.lexists(identity):
+            write_text(identity, secrets.token_hex(8))
+        name_of_run = read_limited(identity, 64).decode("ascii", "replace")
+        require(re.fullmatch("[0-9a-f]{16}", name_of_run) is not None, f"{identity} holds no run id; remove it")
         self._run = wandb.init(
             project=project,
             name=name,
-            id=identity.read_text(encoding="ascii")[:64],
+            id=name_of_run,
             dir=str(folder),
             resume="allow",
             config=dict(config),
@@ -179,7 +184,7 @@ def check_wandb() -> None:
 
 
 def sink_makers(
-    folder: Path, *, tensorboard: bool, wandb_project: str | None, config: Mapping[str, Any], env_steps: int
+    folder: Path, *, tensorboard: bool, wandb_project: str | None, config: Mapping[str, Any], purge: int | None
 ) -> dict[str, Callable[[], Sink]]:
     """What makes the sinks that a run wants.
 
@@ -188,11 +193,11 @@ def sink_makers(
       tensorboard: whether to write event files.
       wandb_project: project of Weights & Biases, or ``None``.
       config: options of the run as plain data.
-      env_steps: where the run goes on; 0 if it is new.
+      purge: of a run that goes on, the environment steps from which on what TensorBoard has is trained again.
     """
     makers: dict[str, Callable[[], Sink]] = {}
     if tensorboard:
-        makers["TensorBoard"] = lambda: TensorBoardSink(folder / "tensorboard", env_steps + 1 if env_steps else None)
+        makers["TensorBoard"] = lambda: TensorBoardSink(folder / "tensorboard", purge)
     if wandb_project is not None:
         project = wandb_project
         makers["Weights & Biases"] = lambda: WandbSink(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from azjax.counters import counter_to_int
@@ -19,9 +20,14 @@ from azjax.training import TrainState
 
 
 def finish(
-    prepared: Plan, state: TrainState, episodes: Episodes, position: Position, folder: RunFolder
+    prepared: Plan,
+    state: TrainState,
+    episodes: Episodes,
+    position: Position,
+    folder: RunFolder,
+    warn: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Writes the summary, then picture and replay; the policy is there since the last evaluation."""
+    """Writes the summary, then picture and replay, which a run that ended well does not fail for."""
     options, clock = prepared.options, position.clock
     env_steps = counter_to_int(state.env_steps)
     clock.lap()
@@ -43,9 +49,12 @@ def finish(
     }
     write_json(folder.file("summary.json"), summary)
     title = f"{options.env} ({options.backend}), {options.algorithm}, seed {options.seed}"
-    plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
-    if episodes.frames is not None:
-        save_replay(folder.file("replay.html"), prepared.env, episodes, options.action_repeat, title)
+    try:
+        plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
+        if episodes.frames is not None:
+            save_replay(folder.file("replay.html"), prepared.env, episodes, options.action_repeat, title)
+    except (OSError, ValueError, KeyError) as error:
+        warn(f"curves or replay could not be made: {error}")
     return summary
 
 

@@ -153,8 +153,8 @@ def _stability(result: TaskResult) -> Table:
     return Table(
         "Stability",
         "Spread of the final return across seeds. Drawdown: largest fall of a seed's evaluation curve from its "
-        "running maximum, and that as a part of the curve's range. Spikes: updates with a KL or value loss above "
-        f"{SPIKE_FACTOR:g} times the median of the {SPIKE_WINDOW} lines before.",
+        "running maximum, and that as a part of the curve's range. Spikes: lines of metrics.jsonl "
+        f"whose KL or value loss is above {SPIKE_FACTOR:g} times the median of the {SPIKE_WINDOW} lines before.",
         ("configuration", "std", "lowest seed", "highest seed", "drawdown, mean", "drawdown, worst", "spikes"),
         tuple(
             (

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
+import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from azjax.config import ConfigError, require
+import jax
+
+from azjax.config import ConfigError, require, require_number
 from azjax.envs import Environment
 from azjax.runs import machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder, check_free, write_text
 from azjax.runs.loop import Clock, Loop, Outputs, Position
-from azjax.runs.options import TrainOptions, read_options, resolve, to_plain, to_yaml
+from azjax.runs.options import TrainOptions, flat_options, parse_options, read_options, resolve, to_plain, to_yaml
 from azjax.runs.plain import from_plain
 from azjax.runs.policy import save_policy
-from azjax.runs.programs import Plan, build, choose_devices, describe, plan
+from azjax.runs.programs import Plan, build, choose_devices, describe, plan, updates_per_look
+from azjax.runs.reading import read_limited
+from azjax.runs.results import clean
 from azjax.runs.signals import RunInterrupted, StopRequest
 from azjax.runs.sinks import Sinks, check_wandb, sink_makers
 from azjax.runs.summary import finish, summary_table
@@ -53,20 +61,22 @@ def train(options: TrainOptions) -> RunResult:
     if options.run is not None:
         check_free(options.run)
     prepared = prepare(options)
-    options = prepared.options
     path = options.run or default_folder(options)
-    check_space(path, prepared.compiled.state, options.keep_checkpoints)
+    check_space(path, prepared.compiled.state, options.keep_checkpoints + 2)  # the best, and one being written
     folder = RunFolder.numbered(path) if options.run is None else RunFolder(path)
-    prepared = prepared._replace(options=dataclasses.replace(options, run=folder.path))
+    prepared = prepared._replace(options=dataclasses.replace(prepared.options, run=folder.path))
     try:
         write_text(folder.file("config.yaml"), to_yaml(prepared.options))
     except OSError as error:
         raise ConfigError(f"run folder {folder.path} can't be written: {error.strerror}; choose another") from error
-    with folder.claimed():
-        return run(prepared, folder, None, Position(clock=clock))
+    with folder.claimed(), RunConsole(prepared.options.total_steps, quiet=options.quiet) as console:
+        checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
+        return run(prepared, folder, None, Position(clock=clock), checkpoints, console)
 
 
-def resume(path: Path, *, steps: int | None = None, devices: int | None = None, quiet: bool = False) -> RunResult:
+def resume(
+    path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
+) -> RunResult:
     """Goes on with a run that was interrupted, from its latest checkpoint, or makes a finished one longer.
 
     On the same machine with as many devices and the same versions, the end is bit for bit that of a run that was never
@@ -75,7 +85,7 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
     Args:
       path: the run's folder.
       steps: environment steps of the whole run, if other than before; a schedule of the learning rate is stretched.
-      devices: as for ``train``, if other than before; bits may then differ.
+      devices: as for ``train``. Default: as many as before, or as there are if there are fewer; bits may then differ.
       quiet: print only the summary.
 
     Raises:
@@ -83,47 +93,106 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
     start = time.monotonic()
-    folder = RunFolder.existing(path)
-    before = read_options(folder.file("config.yaml"))
-    options = dataclasses.replace(before, run=path, quiet=quiet, devices=devices or before.devices)
-    if steps is not None:
-        options = lengthened(options, steps)
-    options.validate()
-    with folder.claimed():
-        console = RunConsole(options.steps, quiet=quiet)
-        prepared = prepare(options)
-        with Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn) as checkpoints:
-            found = checkpoints.restore(prepared.compiled.state)
+    folder = RunFolder.existing(Path(path))
+    with folder.claimed(), RunConsole(0, quiet=quiet) as console:
+        before = read_options(folder.file("config.yaml"))
+        options = dataclasses.replace(before, run=folder.path, quiet=quiet)
+        checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
+        saved = checkpoints.updates()
+        if steps is not None:
+            options = lengthened(options, steps, saved)
+        prepared = prepare(options, devices, fewer=devices is None)
+        options = prepared.options
+        found = checkpoints.restore(prepared.compiled.state)
         position = Position() if found is None else read_position(found, folder)
-        require(
-            position.update <= options.updates,
-            f"steps is {options.steps}, but run {path} has trained "
-            f"{position.update * options.env_steps_per_update} already; ask for more, or start another run",
-        )
+        check_goes_on(folder, before, options, found, position)
+        check_space(folder.path, prepared.compiled.state, max(1, options.keep_checkpoints + 2 - len(saved)))
         for line in what_differs(before, options, found):
             console.say(line)
         if options != before:
             write_text(folder.file("config.yaml"), to_yaml(options))
         position.clock.count_from(start)
-        return run(prepared, folder, found, position)
+        console.total_steps = options.total_steps
+        return run(prepared, folder, found, position, checkpoints, console)
 
 
-def lengthened(options: TrainOptions, steps: int) -> TrainOptions:
-    """The options with another number of environment steps, and what depends on it."""
+def lengthened(options: TrainOptions, steps: int, saved: Sequence[int]) -> TrainOptions:
+    """The options with another number of environment steps, and what depends on it.
+
+    Calls must end where every checkpoint was made, since each of them may be the one to go on from.
+
+    Args:
+      options: of the run so far, as they were used.
+      steps: environment steps of the whole run.
+      saved: the updates of the checkpoints.
+    """
     longer = dataclasses.replace(options, steps=steps)
-    per_call = math.gcd(options.updates_per_call or 1, max(longer.updates, 1))
+    require_number("steps", steps, 1, 2**53)
+    common = math.gcd(longer.updates, *saved)
+    most = max(options.updates_per_call or 1, updates_per_look(longer))
+    per_call = max(n for n in range(1, most + 1) if common % n == 0)
     ppo = options.ppo
     if ppo.schedule_updates == options.updates:
-        ppo = dataclasses.replace(ppo, schedule_updates=max(longer.updates, 1))
+        ppo = dataclasses.replace(ppo, schedule_updates=longer.updates)
     return dataclasses.replace(longer, updates_per_call=per_call, ppo=ppo)
 
 
 def read_position(found: Restored, folder: RunFolder) -> Position:
     """Where a checkpoint says that the run stood."""
     try:
-        return from_plain(Position, found.record["position"])
-    except (ConfigError, KeyError) as error:
+        position = from_plain(Position, found.record.get("position"))
+        position.validate()
+        require(position.update == found.record["update"], "its position is another update's")
+        require(type(found.record.get("env_steps")) is int, "env_steps is missing")
+    except ConfigError as error:
         raise ConfigError(f"checkpoints of {folder.path} don't describe a run: {error}; use another copy") from error
+    return position
+
+
+def check_goes_on(
+    folder: RunFolder, before: TrainOptions, options: TrainOptions, found: Restored | None, position: Position
+) -> None:
+    """Raises ``ConfigError`` where going on would lose results, or would not be what the configuration says."""
+    if found is None:
+        metrics = folder.file("metrics.jsonl")
+        # A kill between the first evaluation and its checkpoint loses nothing that training doesn't repeat.
+        evaluations = read_limited(metrics, 1 << 28).count(b'"eval/episodes"') if metrics.exists() else 0
+        require(
+            evaluations < 2 and not any(folder.path.glob("summary*.json")),
+            f"run {folder.path} has results, but no checkpoint to go on from; restore its checkpoints folder, or start "
+            "another run",
+        )
+        return
+    changed = differing_options(parse_options(str(found.record.get("config")).encode(), folder.path), before)
+    require(
+        not changed,
+        f"{folder.file('config.yaml')} was changed since the checkpoint: {', '.join(changed)}; change it back, or "
+        "start another run",
+    )
+    require(
+        position.update <= options.updates,
+        f"steps is {options.steps}, but run {folder.path} has trained "
+        f"{position.update * options.env_steps_per_update} already; ask for more, or start another run",
+    )
+    per_call = options.updates_per_call or 1
+    require(
+        (options.updates - position.update) % per_call == 0,
+        f"updates_per_call={per_call} does not divide the {options.updates - position.update} updates that are left; "
+        f"change it in {folder.file('config.yaml')} to a divisor",
+    )
+
+
+# What may differ between two processes of one run, and what ``lengthened`` derives.
+_MAY_CHANGE = frozenset({
+    "run", "quiet", "cache", "devices", "steps", "schedule_updates", "updates_per_call", "evaluations", "tensorboard",
+    "wandb", "checkpoint_seconds", "keep_checkpoints",
+})  # fmt: skip
+
+
+def differing_options(then: TrainOptions, now: TrainOptions) -> list[str]:
+    """Options that must not change within a run and did, as ``name then -> now``."""
+    pairs = zip(flat_options(then).items(), flat_options(now).values(), strict=True)
+    return [f"{name} {old} -> {new}" for (name, old), new in pairs if old != new and name not in _MAY_CHANGE]
 
 
 def what_differs(before: TrainOptions, options: TrainOptions, found: Restored | None) -> list[str]:
@@ -132,73 +201,93 @@ def what_differs(before: TrainOptions, options: TrainOptions, found: Restored | 
         return [f"{options.run} has no checkpoint; training starts anew"]
     lines = [f"going on after {found.record['env_steps']:,} environment steps"]
     if options.devices != before.devices:
-        lines.append(f"{options.devices} devices instead of {before.devices}: bits may differ from those of one run")
+        lines.append(f"on {options.devices} devices instead of {before.devices}: bits may differ from those of one run")
     if options.ppo.schedule_updates != before.ppo.schedule_updates:
         lines.append(f"the schedule of the learning rate is stretched to {options.updates} updates")
-    now, then = machine.versions(), found.record.get("versions", {})
-    changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+    then = found.record.get("versions")
+    then = then if isinstance(then, dict) else {}
+    now = machine.versions()
+    changed = [f"{name} {clean(str(then.get(name)))} -> {now[name]}" for name in now if then.get(name) != now[name]]
     if changed:
         lines.append(f"bits may differ, since versions do: {', '.join(changed)}")
     return lines
 
 
-def prepare(options: TrainOptions) -> Plan:
-    """Settles what must be settled before JAX starts, and traces the programs of valid options."""
+def prepare(options: TrainOptions, devices: int | None = None, *, fewer: bool = False) -> Plan:
+    """Settles what must be settled before JAX starts, checks the options, and traces the programs.
+
+    Args:
+      options: resolved.
+      devices: instead of the options' own.
+      fewer: take as many devices as there are if the options ask for more.
+    """
+    options = dataclasses.replace(options, devices=options.devices if devices is None else devices)
+    options.validate()
     if options.wandb is not None:
         check_wandb()
     if options.deterministic:
         machine.ask_for_determinism()
     machine.split_host(options.fits, options.devices)
-    devices = choose_devices(options)
+    if fewer and options.devices is not None and options.devices > jax.device_count():
+        options = dataclasses.replace(options, devices=None)
+    chosen = choose_devices(options)
     if options.cache:
         machine.use_cache()
     else:
         machine.use_no_cache()
-    return plan(options, devices)
+    return plan(options, chosen)
 
 
-def run(prepared: Plan, folder: RunFolder, found: Restored | None, position: Position) -> RunResult:
+def run(
+    prepared: Plan,
+    folder: RunFolder,
+    found: Restored | None,
+    position: Position,
+    checkpoints: Checkpoints,
+    console: RunConsole,
+) -> RunResult:
     """Compiles, trains from a position, and finishes."""
     options = prepared.options
-    with RunConsole(options.updates * options.env_steps_per_update, quiet=options.quiet) as console:
-        console.say(describe(options))
-        with console.waiting("compiling"):
-            programs = build(prepared)
-        position.clock.compilation += programs.seconds
-        env_steps = 0 if found is None else found.record["env_steps"]
-        outputs = Outputs(
-            metrics=MetricsFile(folder.file("metrics.jsonl"), position.records, console.warn),
-            sinks=Sinks(
-                sink_makers(
-                    folder.path,
-                    tensorboard=options.tensorboard,
-                    wandb_project=options.wandb,
-                    config=to_plain(options),
-                    env_steps=env_steps,
-                ),
-                console.warn,
-            ),
-            checkpoints=Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn),
-            console=console,
-            save_policy=lambda params, best: save_policies(folder, prepared, params, best),
-        )
-        outputs.checkpoints.discard_after(position.update)
-        with StopRequest(console.say) as stop:
-            try:
-                state, episodes = Loop(options, programs, position, outputs).run(
-                    None if found is None else found.state, stop
-                )
-            finally:
-                outputs.checkpoints.close()  # before the metrics, which it has written to the disk
-                outputs.metrics.close()
-                outputs.sinks.close()
-        if episodes is None:
-            saved = outputs.checkpoints.updates()[-1:]
-            where = f"after update {saved[0]} of {options.updates}" if saved else "from the start"
-            raise RunInterrupted(stop.signal or signal.SIGINT, f"go on {where} with: azjax resume {folder.path}")
-        summary = finish(prepared, state, episodes, position, folder)
-        console.summary(*summary_table(folder, summary))
+    console.say(describe(options))
+    with console.waiting("compiling"):
+        programs = build(prepared)
+    position.clock.compilation += programs.seconds
+    metrics = folder.file("metrics.jsonl")
+    env_steps = 0 if found is None else found.record["env_steps"]
+    makers = sink_makers(
+        folder.path,
+        tensorboard=options.tensorboard,
+        wandb_project=options.wandb,
+        config=to_plain(options),
+        purge=env_steps + 1 if metrics.exists() else None,
+    )
+    if position.update < options.updates:
+        retire_summary(folder, env_steps)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest(lambda text: console.say(text, always=True)))
+        sinks = Sinks(makers, console.warn)
+        stack.callback(sinks.close)
+        metrics_file = MetricsFile(metrics, position.records, console.warn)
+        stack.callback(metrics_file.close)
+        stack.callback(checkpoints.close)  # first of all: it has the metrics written to the disk
+        save = functools.partial(save_policies, folder, prepared)
+        outputs = Outputs(metrics_file, sinks, checkpoints, console, save)
+        state, episodes = Loop(options, programs, position, outputs).run(None if found is None else found.state, stop)
+    if episodes is None:
+        saved = checkpoints.updates()[-1:]
+        where = f"after update {saved[0]} of {options.updates}" if saved else "from the start"
+        raise RunInterrupted(stop.signal or signal.SIGINT, f"go on {where} with: azjax resume {folder.path}")
+    save_policies(folder, prepared, state.learner.params, False)  # where the last evaluation could not
+    summary = finish(prepared, state, episodes, position, folder, console.warn)
+    console.summary(*summary_table(folder, summary))
     return RunResult(folder.path, summary, prepared.learner, state.learner.params, prepared.env)
+
+
+def retire_summary(folder: RunFolder, env_steps: int) -> None:
+    """Renames the summary of a finished run that is about to become longer, so that it is not taken for the whole."""
+    summary = folder.file("summary.json")
+    if summary.exists():
+        summary.rename(folder.file(f"summary-{env_steps}.json"))
 
 
 def save_policies(folder: RunFolder, prepared: Plan, params: Any, best: bool) -> None:
