@@ -304,8 +304,6 @@ HOSTILE = ["[" * 100_000, "[1]", '{"schema": 1, "record": {"x": 1e999}}', '{"sch
 
 
 @pytest.mark.parametrize("content", HOSTILE, ids=len)
-    ids=len,
-)
 def test_hostile_json_is_refused(folder: Path, shapes: Any, content: str) -> None:
     for name in ("2.json", "5.json"):
         (folder / name).write_text(content)

@@ -137,6 +137,13 @@ def test_a_finished_run_can_be_made_longer_on_another_number_of_devices(azjax: A
     assert json.loads(lines_of(run)[-1])["env_steps"] == 71680
 
 
+def test_a_finished_run_is_left_alone(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in reference.rglob("*")}
+    assert main(["resume", str(reference)]) == 2
+    assert "is finished (61,440 environment steps); --steps makes it longer" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in reference.rglob("*")} == before
+
+
 def test_two_processes_do_not_train_into_one_folder(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunFolder.existing(reference).claimed():
         assert main(["resume", str(reference)]) == 2

@@ -873,6 +873,21 @@ def test_quiet_prints_only_the_summary(capsys: pytest.CaptureFixture[str]) -> No
     assert len(lines) == 1 + len(ROWS)
 
 
+def test_output_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(os.devnull, "w") as nowhere, open(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        monkeypatch.setattr("sys.stderr", stream)
+        with RunConsole(1000) as console:
+            console.say("a line")
+            console.warn("another")
+            console.progress(1000, 5.0, None)
+            console.summary("title", [("a", "b")])
+        monkeypatch.undo()
+        os.dup2(nowhere.fileno(), stream.fileno())  # for what is left in the buffer
+
+
 def test_a_path_in_the_summary_stays_in_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/" + "/".join(["folder"] * 40) + "/policy.npz"
     with RunConsole(1) as console:

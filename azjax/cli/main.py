@@ -82,10 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The ``azjax`` script: ends the process with the code of ``main``."""
     code = main()
-    if code >= INTERRUPTED:  # at once, without waiting for a program that XLA is still busy with
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # nobody reads any more; Python would complain of it at the end
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code > 128:  # at once, without waiting for a program that XLA is still busy with
         os._exit(code)
     sys.exit(code)
 

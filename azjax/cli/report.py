@@ -11,6 +11,7 @@ import tyro
 
 from azjax.cli.compare import warn
 from azjax.cli.parsing import parse
+from azjax.config import require
 from azjax.runs.comparison import compare_folders
 from azjax.runs.folder import check_output
 from azjax.runs.report import write_report
@@ -31,10 +32,12 @@ class ReportOptions:
 def run(args: Sequence[str], prog: str) -> int:
     """Writes a report."""
     options = parse(ReportOptions, args, prog=prog)
+    require(options.output.suffix in (".html", ".htm"), f"output is {options.output}; a report ends in .html")
     check_output(options.output)
     comparison = compare_folders(options.runs, options.thresholds)
     write_report(options.output, comparison)
     warn(comparison, prog)
     size = options.output.stat().st_size
-    print(f"{options.output}: {len(comparison.runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
+    count = len(comparison.runs)
+    print(f"{options.output}: {count} run{'s' * (count != 1)}, {size / 1e6:.1f} MB; open it in a browser")
     return 0

@@ -160,7 +160,8 @@ def _doubts(task: Task, group: Group) -> list[str]:
 def _compare(task: Task, thresholds: Sequence[float]) -> TaskResult:
     counted = [run for group in task.groups for run in group.counted]
     low, high = evaluation_range(counted)
-    chosen = tuple(thresholds) or tuple(_rounded(low + part * (high - low), high - low) for part in _PARTS)
+    spread = [_rounded(low + part * (high - low), high - low) for part in _PARTS]
+    chosen = tuple(thresholds) or tuple(dict.fromkeys(spread))  # all alike where there was one evaluation
     span = _common_span([run.evaluation for run in counted])
     first = next((group for group in task.groups if group.counted), task.groups[0])
     figures = (_figures(group, chosen, span, _returns(first) if group is not first else []) for group in task.groups)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -16,13 +17,34 @@ _PLAIN_INTERVAL = 5.0
 T = TypeVar("T")
 
 
+class _Lasting:
+    """A stream whose reader may go away: what can't be written is lost, and nothing else."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class RunConsole:
     """Progress of one run; a context manager."""
 
     def __init__(self, total_steps: int, *, quiet: bool = False) -> None:
         self.total_steps = total_steps
         self.quiet = quiet
-        self._console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(
+            file=cast(IO[str], _Lasting(sys.stdout)), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = 0.0
@@ -46,7 +68,7 @@ class RunConsole:
         if self._bar:
             self._bar.console.print(line, markup=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(line, file=_Lasting(sys.stderr), flush=True)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[None]:

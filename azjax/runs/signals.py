@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the next good moment."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request to stop at the next good moment."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM is noted; the next one has its usual effect, at once.
+    """While it is entered, the first SIGINT, SIGTERM or SIGHUP is noted; the next one has its usual effect, at once.
 
+    A signal that is ignored, as ``nohup`` has SIGHUP, stays so.
     Python hands signals to the main thread only: entered elsewhere, it notes nothing, and signals keep their effect.
 
     Args:
@@ -27,7 +28,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(

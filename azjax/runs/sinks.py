@@ -179,7 +179,7 @@ def check_wandb() -> None:
     """Raises ``ConfigError`` if wandb isn't installed."""
     require(
         importlib.util.find_spec("wandb") is not None,
-        'wandb is True, but the package is not installed; pip install "azjax[wandb]", or leave --wandb out',
+        'metrics can\'t go to wandb: the package is not installed; pip install "azjax[wandb]", or leave --wandb out',
     )
 
 

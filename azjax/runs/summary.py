@@ -27,7 +27,7 @@ def finish(
     folder: RunFolder,
     warn: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Writes the summary, then picture and replay, which a run that ended well does not fail for."""
+    """Makes picture and replay, without which a run can do; then the summary, which says that it is over."""
     options, clock = prepared.options, position.clock
     env_steps = counter_to_int(state.env_steps)
     clock.lap()
@@ -47,7 +47,6 @@ def finish(
         "devices": machine.describe_devices() | {"used": options.devices},
         "versions": machine.versions(),
     }
-    write_json(folder.file("summary.json"), summary)
     title = f"{options.env} ({options.backend}), {options.algorithm}, seed {options.seed}"
     try:
         plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
@@ -55,6 +54,7 @@ def finish(
             save_replay(folder.file("replay.html"), prepared.env, episodes, options.action_repeat, title)
     except (OSError, ValueError, KeyError) as error:
         warn(f"curves or replay could not be made: {error}")
+    write_json(folder.file("summary.json"), summary)
     return summary
 
 

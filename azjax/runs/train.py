@@ -99,6 +99,10 @@ def resume(
         options = dataclasses.replace(before, run=folder.path, quiet=quiet)
         checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
         saved = checkpoints.updates()
+        require(
+            steps is not None or saved[-1:] != [options.updates] or not folder.file("summary.json").exists(),
+            f"run {folder.path} is finished ({options.total_steps:,} environment steps); --steps makes it longer",
+        )
         if steps is not None:
             options = lengthened(options, steps, saved)
         prepared = prepare(options, devices, fewer=devices is None)
@@ -249,8 +253,12 @@ def run(
     """Compiles, trains from a position, and finishes."""
     options = prepared.options
     console.say(describe(options))
-    with console.waiting("compiling"):
-        programs = build(prepared)
+    console.say(f"results in {folder.path}")
+    try:
+        with console.waiting("compiling"):
+            programs = build(prepared)
+    except KeyboardInterrupt as error:
+        raise RunInterrupted(signal.SIGINT, f"nothing was trained yet; azjax resume {folder.path} does") from error
     position.clock.compilation += programs.seconds
     metrics = folder.file("metrics.jsonl")
     env_steps = 0 if found is None else found.record["env_steps"]
