@@ -108,6 +108,26 @@ def test_a_run_that_a_scheduler_stops_goes_on(azjax: Azjax, reference: Path) -> 
     finish(azjax, run, reference)
 
 
+def test_a_second_interrupt_stops_at_once(azjax: Azjax) -> None:
+    """Even in the middle of a long call, whose end Python waits for before it hands signals to a thread inside it."""
+    long = dict(zip(TRAIN[1::2], TRAIN[2::2], strict=True)) | {"--steps": "6144000", "--updates-per-call": "12000"}
+    flags = [word for pair in (long | {"--evaluations": "1"}).items() for word in pair]
+    process = azjax.start("train", TRAIN[0], *flags, "--run", str(azjax.cwd / "interrupted twice"))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("compiling: "):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert "finishing the current call" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == 130
+    assert err.splitlines() == ["azjax train: interrupted"]
+
+
 def test_after_an_interrupt_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     azjax: Azjax, reference: Path
 ) -> None:
