@@ -146,7 +146,7 @@ METRICS: list[tuple[bytes, str]] = [
     (b'{"env_steps": 1' + b"0" * 30 + b', "time/seconds": 1}\n', "env_steps"),
     (b'{"env_steps": 1' + b"0" * 5000 + b', "time/seconds": 1}\n', "line 1"),
     (b'{"env_steps": 1, "time/seconds": NaN}\n', "NaN is no JSON"),
-    (b'{"env_steps": 1, "time/seconds": 1e999}\n', "time/seconds"),
+    (b'{"env_steps": 1, "time/seconds": 1e999}\n', "1e999 is no JSON"),
     (b'{"env_steps": 1, "time/seconds": "1"}\n', "time/seconds"),
     (b'{"env_steps": 1, "time/seconds": 1, "eval/episode_return_mean": -1e40}\n', "eval/episode_return_mean"),
     (b'{"env_steps": 1, "time/seconds": 1, "learner/kl": null}\n', "learner/kl"),
@@ -422,7 +422,7 @@ def test_thresholds_lie_between_the_lowest_and_the_highest_evaluation(tmp_path: 
     make_run(tmp_path / "a", [-80.0, -33.0, 20.0])
     assert compare_folders([tmp_path]).tasks[0].thresholds == (-55.0, -30.0, -5.0, 10.0)
     make_run(tmp_path / "b", [7.0, 7.0], env="hopper")
-    assert compare_folders([tmp_path / "b"]).tasks[0].thresholds == (7.0,) * 4
+    assert compare_folders([tmp_path / "b"]).tasks[0].thresholds == (7.0,)
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"thresholds .* finite"):
             compare_folders([tmp_path], [wrong])

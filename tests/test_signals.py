@@ -12,7 +12,12 @@ from azjax.runs.signals import RunInterrupted, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
+def test_the_first_signal_is_noted_and_handlers_come_back(
+    number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
+    # The tests may have been started by nohup.
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, ignored))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     said: list[str] = []
     with StopRequest(said.append) as stop:

@@ -721,12 +721,13 @@ def test_a_randomised_brax_environment_trains(brax_program):
     """Everything finite, episodes end, every episode starts elsewhere and with factors of its own."""
     state = brax_program.compiled.init(jax.random.key(0))
     factors = [{name: np.asarray(x) for name, x in state.lanes.env.params.items()}]
-    updates = []
+    updates, programs = [], []
     for _ in range(3):
         state, metrics = brax_program.compiled.step(state)
         updates.append(jax.tree.map(lambda x: np.asarray(x[0]), metrics))
         factors.append({name: np.asarray(x) for name, x in state.lanes.env.params.items()})
-    assert brax_program.compiled.step._cache_size() == 1
+        programs.append(brax_program.compiled.step._cache_size())
+    assert len(set(programs)) == 1  # the first call compiled, or another test had; the others did not
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.learner.params, state.learner.optimizer)))
     assert sum(int(m.episodes.ended) for m in updates) >= 32
     assert sum(int(m.nonfinite_lanes) for m in updates) == 0
