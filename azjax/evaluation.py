@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
 from azjax.envs.lanes import Vectorize, batch_first, choose_vectorize, reset_lanes, select_lanes, step_lanes
-from azjax.statistics import bootstrap_interval, interquartile_mean
+from azjax.statistics import interquartile_mean, stratified_bootstrap_interval
 from azjax.types import ActFn, Array, Key, Params
 from azjax.xla import compiler_options
 
@@ -209,7 +209,7 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     valid = ~np.asarray(episodes.nonfinite) & np.isfinite(episodes.episode_return)
     require(bool(valid.any()), "the physics broke in every evaluation episode")
     returns = np.asarray(episodes.episode_return, np.float64)[valid]
-    low, high = bootstrap_interval(returns)
+    low, high = stratified_bootstrap_interval([returns])
     return {
         "episodes": int(valid.sum()),
         "nonfinite_episodes": int((~valid).sum()),

@@ -86,22 +86,8 @@ def stratified_bootstrap_interval(
     strata = _strata(scores)
     generator = np.random.default_rng(seed)
     draws = [statistic(np.concatenate(_resampled(strata, generator))) for _ in range(resamples)]
-    return _middle(draws, confidence)
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Callable[[np.ndarray], float] = interquartile_mean,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (Efron & Tibshirani, 1993, chapter 13).
-
-    ``stratified_bootstrap_interval`` of a single task, which has the arguments.
-    """
-    return stratified_bootstrap_interval([values], statistic, confidence=confidence, resamples=resamples, seed=seed)
+    low, high = _middle(draws, confidence)
+    return float(low), float(high)
 
 
 def probability_of_improvement(x: Strata, y: Strata) -> float:
@@ -122,9 +108,7 @@ def probability_of_improvement(x: Strata, y: Strata) -> float:
       >>> probability_of_improvement([[2.0, 3.0]], [[1.0, 2.0]])  # 2 > 1, 2 = 2, 3 > 1, 3 > 2
       0.875
     """
-    left, right = _strata(x), _strata(y)
-    require(len(left) == len(right), f"X has {len(left)} tasks and Y has {len(right)}; give both the same tasks")
-    return _improvement(left, right)
+    return _improvement(*_paired(x, y))
 
 
 def probability_of_improvement_interval(
@@ -136,11 +120,11 @@ def probability_of_improvement_interval(
     sections 4.1 and 4.3. The arguments are those of ``probability_of_improvement`` and
     ``stratified_bootstrap_interval``.
     """
-    left, right = _strata(x), _strata(y)
-    require(len(left) == len(right), f"X has {len(left)} tasks and Y has {len(right)}; give both the same tasks")
+    left, right = _paired(x, y)
     generator = np.random.default_rng(seed)
     draws = [_improvement(_resampled(left, generator), _resampled(right, generator)) for _ in range(resamples)]
-    return _middle(draws, confidence)
+    low, high = _middle(draws, confidence)
+    return float(low), float(high)
 
 
 def _strata(scores: Strata) -> list[np.ndarray]:
@@ -148,6 +132,12 @@ def _strata(scores: Strata) -> list[np.ndarray]:
     require(bool(strata) and all(values.size > 0 for values in strata), "every task needs at least one score")
     require(all(bool(np.isfinite(values).all()) for values in strata), "a score is not finite; leave that run out")
     return strata
+
+
+def _paired(x: Strata, y: Strata) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    left, right = _strata(x), _strata(y)
+    require(len(left) == len(right), f"X has {len(left)} tasks and Y has {len(right)}; give both the same tasks")
+    return left, right
 
 
 def _resampled(strata: list[np.ndarray], generator: np.random.Generator) -> list[np.ndarray]:
@@ -159,10 +149,11 @@ def _improvement(x: list[np.ndarray], y: list[np.ndarray]) -> float:
     return float(np.mean([0.5 + 0.5 * signs.mean() for signs in pairs]))
 
 
-def _middle(draws: Sequence[float], confidence: float) -> tuple[float, float]:
+def _middle(draws: ArrayLike, confidence: float) -> tuple[Any, Any]:
+    """Both ends of the middle part of the draws, along their first axis."""
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.percentile(draws, [tail, 100.0 - tail])
-    return float(low), float(high)
+    low, high = np.percentile(np.asarray(draws, np.float64), [tail, 100.0 - tail], axis=0)
+    return low, high
 
 
 # ---- of one learning curve
@@ -398,9 +389,7 @@ def summarize_curves(
     if len(values) > 1:
         generator = np.random.default_rng(seed)
         picks = (generator.integers(0, len(values), len(values)) for _ in range(resamples))
-        draws = np.stack([interquartile_mean(values[pick], axis=0) for pick in picks])
-        tail = 50.0 * (1.0 - confidence)
-        low, high = np.percentile(draws, [tail, 100.0 - tail], axis=0)
+        low, high = _middle([interquartile_mean(values[pick], axis=0) for pick in picks], confidence)
     return CurveSummary(grid, values, values.mean(axis=0), iqm, low, high)
 
 

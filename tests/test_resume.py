@@ -1,4 +1,4 @@
-"""azjax.runs.train: what a resumed run takes over, and what it says about differences."""
+"""azjax.runs.resume: what a resumed run takes over, and what it says about differences."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from azjax.runs.checkpoints import Restored
 from azjax.runs.folder import MetricsFile, RunFolder, write_text
 from azjax.runs.loop import Position
 from azjax.runs.options import TrainOptions, resolve, to_yaml
+from azjax.runs.train import retire_summary
 
-module = sys.modules["azjax.runs.train"]  # the package's attribute of that name is the function
+module = sys.modules["azjax.runs.resume"]  # the package's attribute of that name is the function
 
 
 def options_of(**changes: Any) -> TrainOptions:
@@ -136,8 +137,8 @@ def test_a_folder_with_a_link_in_it_is_not_written_to(tmp_path: Path) -> None:
 
 def test_the_summary_of_a_run_that_becomes_longer_is_kept_under_another_name(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
-    module.retire_summary(RunFolder.existing(tmp_path), 4096)
-    module.retire_summary(RunFolder.existing(tmp_path), 8192)
+    retire_summary(RunFolder.existing(tmp_path), 4096)
+    retire_summary(RunFolder.existing(tmp_path), 8192)
     assert [path.name for path in tmp_path.iterdir()] == ["summary-4096.json"]
 
 

@@ -15,7 +15,6 @@ from azjax.statistics import (
     Crossings,
     Drawdown,
     area_under_curve,
-    bootstrap_interval,
     interquartile_mean,
     probability_of_improvement,
     probability_of_improvement_interval,
@@ -60,17 +59,17 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
     covered = 0
     for n in range(200):
         sample = generator.normal(3.0, 2.0, size=40)
-        low, high = bootstrap_interval(sample, np.mean, resamples=300, seed=n)
+        low, high = stratified_bootstrap_interval([sample], np.mean, resamples=300, seed=n)
         covered += low <= 3.0 <= high
     assert 0.88 <= covered / 200 <= 0.99
 
 
 def test_the_bootstrap_interval_is_reproducible_and_widens_with_confidence():
     sample = np.random.default_rng(1).normal(size=30)
-    assert bootstrap_interval(sample) == bootstrap_interval(sample)
-    narrow, wide = bootstrap_interval(sample, confidence=0.5), bootstrap_interval(sample, confidence=0.99)
+    assert stratified_bootstrap_interval([sample]) == stratified_bootstrap_interval([sample])
+    narrow, wide = (stratified_bootstrap_interval([sample], confidence=part) for part in (0.5, 0.99))
     assert wide[0] < narrow[0] < interquartile_mean(sample) < narrow[1] < wide[1]
-    assert bootstrap_interval(np.full(5, 2.5)) == (2.5, 2.5)
+    assert stratified_bootstrap_interval([np.full(5, 2.5)]) == (2.5, 2.5)
 
 
 def test_the_interquartile_mean_of_an_axis_is_that_of_each_row():
@@ -100,7 +99,7 @@ def test_what_is_not_defined_is_refused():
 def test_each_task_is_resampled_from_its_own_runs():
     """Tasks far apart: with strata the mean of two tasks of one value each never moves; without, it would."""
     assert stratified_bootstrap_interval([[0.0] * 3, [100.0] * 3], np.mean) == (50.0, 50.0)
-    low, high = bootstrap_interval([0.0] * 3 + [100.0] * 3, np.mean)
+    low, high = stratified_bootstrap_interval([[0.0] * 3 + [100.0] * 3], np.mean)
     assert low < 30.0 < 70.0 < high
     seen = []
     stratified_bootstrap_interval(
@@ -115,8 +114,8 @@ def test_one_task_is_the_plain_bootstrap():
     sample = np.random.default_rng(3).normal(size=12)
     generator = np.random.default_rng(0)
     draws = [interquartile_mean(generator.choice(sample, 12)) for _ in range(1000)]
-    assert bootstrap_interval(sample) == pytest.approx(np.percentile(draws, [2.5, 97.5]))
-    assert stratified_bootstrap_interval([sample]) == bootstrap_interval(sample)
+    assert stratified_bootstrap_interval([sample]) == pytest.approx(np.percentile(draws, [2.5, 97.5]))
+    assert stratified_bootstrap_interval([sample]) == stratified_bootstrap_interval([sample])
 
 
 def test_a_stratified_interval_covers_the_iqm_as_often_as_it_says():
@@ -367,5 +366,5 @@ def test_the_bands_are_those_of_single_points():
     values = generator.normal(size=(6, 4))
     summary = summarize_curves([(np.arange(4.0), row) for row in values])
     for point in range(4):
-        ends = bootstrap_interval(values[:, point])
+        ends = stratified_bootstrap_interval([values[:, point]])
         assert (summary.low[point], summary.high[point]) == pytest.approx(ends)

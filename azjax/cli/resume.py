@@ -8,7 +8,7 @@ from pathlib import Path
 
 from azjax.cli.parsing import parse
 from azjax.config import require_number
-from azjax.runs.train import resume
+from azjax.runs.resume import resume
 
 
 @dataclasses.dataclass(frozen=True)

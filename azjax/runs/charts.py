@@ -71,7 +71,11 @@ class _Frame:
         pad = 0.04 * (high - low) or max(abs(high) * 0.05, 0.5)
         self.x = (0.0, max(float(s.summary.x[-1]) for s in series) or 1.0)
         self.y = (low - pad, high + pad)
-        form, locator = EngFormatter(sep=""), MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+        thousands, locator = EngFormatter(sep=""), MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+
+        def form(tick: float) -> str:  # "k" and "M" are read at once, "m" for a thousandth is not
+            return thousands(tick) if abs(tick) >= 1000 else f"{tick:g}"
+
         self.x_ticks, self.y_ticks = (
             [(float(tick), form(tick)) for tick in locator.tick_values(*ends) if ends[0] <= tick <= ends[1]]
             for ends in (self.x, self.y)

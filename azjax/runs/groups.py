@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from azjax.runs.options import TrainOptions, to_plain
+from azjax.runs.options import TrainOptions, flat_options
 from azjax.runs.results import Plain, Run
 
 # What differs between seeds of one configuration: where and how a run is kept and shown, not what it computes.
@@ -100,11 +100,7 @@ def _key(value: Plain) -> tuple[str, Plain]:
 
 
 def _defaults() -> dict[str, Plain]:
-    plain = to_plain(TrainOptions())
-    flat = {k: v for k, v in plain.items() if not isinstance(v, dict)}
-    for nested in (v for v in plain.values() if isinstance(v, dict)):
-        flat |= nested
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in flat_options(TrainOptions()).items()}
 
 
 def _labels(groups: Sequence[Mapping[str, Plain]], varying: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from azjax.runs.arrays import named_leaves
 from azjax.runs.folder import replacing, to_json
 from azjax.runs.options import ALGORITHMS
 from azjax.runs.plain import check_types, from_plain
-from azjax.runs.reading import read_json
+from azjax.runs.reading import check_file, read_json
 from azjax.types import ActFn, Params
 
 SCHEMA = 1
@@ -177,7 +177,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    require(path.is_file(), f"{path} is missing; is this the folder of a run?")
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())

@@ -47,7 +47,7 @@ def finish(
         "devices": machine.describe_devices() | {"used": options.devices},
         "versions": machine.versions(),
     }
-    title = f"{options.env} ({options.backend}), {options.algorithm}, seed {options.seed}"
+    title = title_of(summary)
     try:
         plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
         if episodes.frames is not None:
@@ -56,6 +56,11 @@ def finish(
         warn(f"curves or replay could not be made: {error}")
     write_json(folder.file("summary.json"), summary)
     return summary
+
+
+def title_of(summary: dict[str, Any]) -> str:
+    """What ran, in a few words."""
+    return f"{summary['algorithm']} on {summary['env']} ({summary['backend']}), seed {summary['seed']}"
 
 
 def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
@@ -95,4 +100,4 @@ def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list
         ("summary", str(folder.file("summary.json"))),
         ("evaluate again", f"azjax evaluate {folder.path}"),
     ]
-    return f"{summary['algorithm']} on {summary['env']} ({summary['backend']}), seed {summary['seed']}", rows
+    return title_of(summary), rows

@@ -1,33 +1,27 @@
-"""A training run from options to files: what ``azjax train`` and ``azjax resume`` do, callable from Python."""
+"""A training run from options to files: what ``azjax train`` does, callable from a notebook or a script."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import math
-import os
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from azjax.config import ConfigError, require, require_number
+from azjax.config import ConfigError
 from azjax.envs import Environment
 from azjax.runs import machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder, check_free, write_text
 from azjax.runs.loop import Clock, Loop, Outputs, Position
-from azjax.runs.options import TrainOptions, flat_options, parse_options, read_options, resolve, to_plain, to_yaml
-from azjax.runs.plain import from_plain
+from azjax.runs.options import TrainOptions, resolve, to_plain, to_yaml
 from azjax.runs.policy import save_policy
-from azjax.runs.programs import Plan, build, choose_devices, describe, plan, updates_per_look
-from azjax.runs.reading import read_limited
-from azjax.runs.results import clean
+from azjax.runs.programs import Plan, build, choose_devices, describe, plan
 from azjax.runs.signals import RunInterrupted, StopRequest
 from azjax.runs.sinks import Sinks, check_wandb, sink_makers
 from azjax.runs.summary import finish, summary_table
@@ -74,159 +68,13 @@ def train(options: TrainOptions) -> RunResult:
         return run(prepared, folder, None, Position(clock=clock), checkpoints, console)
 
 
-def resume(
-    path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
-) -> RunResult:
-    """Goes on with a run that was interrupted, from its latest checkpoint, or makes a finished one longer.
-
-    On the same machine with as many devices and the same versions, the end is bit for bit that of a run that was never
-    interrupted.
-
-    Args:
-      path: the run's folder.
-      steps: environment steps of the whole run, if other than before; a schedule of the learning rate is stretched.
-      devices: as for ``train``. Default: as many as before, or as there are if there are fewer; bits may then differ.
-      quiet: print only the summary.
-
-    Raises:
-      ConfigError: if the folder holds no run, or one that this can't go on with.
-      RunInterrupted: if a signal stopped it; ``resume`` goes on.
-    """
-    start = time.monotonic()
-    folder = RunFolder.existing(Path(path))
-    with folder.claimed(), RunConsole(0, quiet=quiet) as console:
-        before = read_options(folder.file("config.yaml"))
-        options = dataclasses.replace(before, run=folder.path, quiet=quiet)
-        checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
-        saved = checkpoints.updates()
-        require(
-            steps is not None or saved[-1:] != [options.updates] or not folder.file("summary.json").exists(),
-            f"run {folder.path} is finished ({options.total_steps:,} environment steps); --steps makes it longer",
-        )
-        if steps is not None:
-            options = lengthened(options, steps, saved)
-        prepared = prepare(options, devices, fewer=devices is None)
-        options = prepared.options
-        found = checkpoints.restore(prepared.compiled.state)
-        position = Position() if found is None else read_position(found, folder)
-        check_goes_on(folder, before, options, found, position)
-        check_space(folder.path, prepared.compiled.state, max(1, options.keep_checkpoints + 2 - len(saved)))
-        for line in what_differs(before, options, found):
-            console.say(line)
-        if options != before:
-            write_text(folder.file("config.yaml"), to_yaml(options))
-        position.clock.count_from(start)
-        console.total_steps = options.total_steps
-        return run(prepared, folder, found, position, checkpoints, console)
-
-
-def lengthened(options: TrainOptions, steps: int, saved: Sequence[int]) -> TrainOptions:
-    """The options with another number of environment steps, and what depends on it.
-
-    Calls must end where every checkpoint was made, since each of them may be the one to go on from.
-
-    Args:
-      options: of the run so far, as they were used.
-      steps: environment steps of the whole run.
-      saved: the updates of the checkpoints.
-    """
-    longer = dataclasses.replace(options, steps=steps)
-    require_number("steps", steps, 1, 2**53)
-    common = math.gcd(longer.updates, *saved)
-    most = max(options.updates_per_call or 1, updates_per_look(longer))
-    per_call = max(n for n in range(1, most + 1) if common % n == 0)
-    ppo = options.ppo
-    if ppo.schedule_updates == options.updates:
-        ppo = dataclasses.replace(ppo, schedule_updates=longer.updates)
-    return dataclasses.replace(longer, updates_per_call=per_call, ppo=ppo)
-
-
-def read_position(found: Restored, folder: RunFolder) -> Position:
-    """Where a checkpoint says that the run stood."""
-    try:
-        position = from_plain(Position, found.record.get("position"))
-        position.validate()
-        require(position.update == found.record["update"], "its position is another update's")
-        require(type(found.record.get("env_steps")) is int, "env_steps is missing")
-    except ConfigError as error:
-        raise ConfigError(f"checkpoints of {folder.path} don't describe a run: {error}; use another copy") from error
-    return position
-
-
-def check_goes_on(
-    folder: RunFolder, before: TrainOptions, options: TrainOptions, found: Restored | None, position: Position
-) -> None:
-    """Raises ``ConfigError`` where going on would lose results, or would not be what the configuration says."""
-    if found is None:
-        metrics = folder.file("metrics.jsonl")
-        # A kill between the first evaluation and its checkpoint loses nothing that training doesn't repeat.
-        evaluations = read_limited(metrics, 1 << 28).count(b'"eval/episodes"') if metrics.exists() else 0
-        require(
-            evaluations < 2 and not any(folder.path.glob("summary*.json")),
-            f"run {folder.path} has results, but no checkpoint to go on from; restore its checkpoints folder, or start "
-            "another run",
-        )
-        return
-    changed = differing_options(parse_options(str(found.record.get("config")).encode(), folder.path), before)
-    require(
-        not changed,
-        f"{folder.file('config.yaml')} was changed since the checkpoint: {', '.join(changed)}; change it back, or "
-        "start another run",
-    )
-    require(
-        position.update <= options.updates,
-        f"steps is {options.steps}, but run {folder.path} has trained "
-        f"{position.update * options.env_steps_per_update} already; ask for more, or start another run",
-    )
-    per_call = options.updates_per_call or 1
-    require(
-        (options.updates - position.update) % per_call == 0,
-        f"updates_per_call={per_call} does not divide the {options.updates - position.update} updates that are left; "
-        f"change it in {folder.file('config.yaml')} to a divisor",
-    )
-
-
-# What may differ between two processes of one run, and what ``lengthened`` derives.
-_MAY_CHANGE = frozenset({
-    "run", "quiet", "cache", "devices", "steps", "schedule_updates", "updates_per_call", "evaluations", "tensorboard",
-    "wandb", "checkpoint_seconds", "keep_checkpoints",
-})  # fmt: skip
-
-
-def differing_options(then: TrainOptions, now: TrainOptions) -> list[str]:
-    """Options that must not change within a run and did, as ``name then -> now``."""
-    pairs = zip(flat_options(then).items(), flat_options(now).values(), strict=True)
-    return [f"{name} {old} -> {new}" for (name, old), new in pairs if old != new and name not in _MAY_CHANGE]
-
-
-def what_differs(before: TrainOptions, options: TrainOptions, found: Restored | None) -> list[str]:
-    """What the user should know of a resumed run, a line each."""
-    if found is None:
-        return [f"{options.run} has no checkpoint; training starts anew"]
-    lines = [f"going on after {found.record['env_steps']:,} environment steps"]
-    if options.devices != before.devices:
-        lines.append(f"on {options.devices} devices instead of {before.devices}: bits may differ from those of one run")
-    if options.ppo.schedule_updates != before.ppo.schedule_updates:
-        lines.append(f"the schedule of the learning rate is stretched to {options.updates} updates")
-    then = found.record.get("versions")
-    then = then if isinstance(then, dict) else {}
-    now = machine.versions()
-    changed = [f"{name} {clean(str(then.get(name)))} -> {now[name]}" for name in now if then.get(name) != now[name]]
-    if changed:
-        lines.append(f"bits may differ, since versions do: {', '.join(changed)}")
-    return lines
-
-
-def prepare(options: TrainOptions, devices: int | None = None, *, fewer: bool = False) -> Plan:
-    """Settles what must be settled before JAX starts, checks the options, and traces the programs.
+def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
+    """Settles what must be settled before JAX starts, and traces the programs of valid options.
 
     Args:
       options: resolved.
-      devices: instead of the options' own.
       fewer: take as many devices as there are if the options ask for more.
     """
-    options = dataclasses.replace(options, devices=options.devices if devices is None else devices)
-    options.validate()
     if options.wandb is not None:
         check_wandb()
     if options.deterministic:
