@@ -12,7 +12,8 @@ from azjax.envs import Environment, EnvState, Randomization, make_env, to_gymnas
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator, summarize
 from azjax.networks import ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, update_statistics
-from azjax.ppo import Minibatch, PPOConfig, PPOParams, PPOState, ppo, ppo_loss
+from azjax.on_policy import PolicyParams
+from azjax.ppo import Minibatch, PPOConfig, PPOState, ppo, ppo_loss
 from azjax.training import (
     CompiledTrainer,
     EpisodeTotals,
@@ -49,8 +50,8 @@ __all__ = [
     "Network",
     "Normal",
     "PPOConfig",
-    "PPOParams",
     "PPOState",
+    "PolicyParams",
     "Randomization",
     "Rollout",
     "RunningStatistics",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from azjax.types import Array, Key
+from azjax.config import require
+from azjax.types import Array, Info, Key
+
+C = TypeVar("C")
 
 
 def masked_mean(x: Array, mask: Array, axis_name: str | None = None) -> Array:
@@ -35,6 +39,45 @@ def mean_over_devices(means: Any, mask: Array, axis_name: str) -> Any:
     count = mask.sum(dtype=jnp.float32)
     total = jax.lax.psum(jnp.append(packed * count, count), axis_name)
     return unpack(total[:-1] / jnp.maximum(total[-1], 1.0))
+
+
+def scan_minibatches(
+    step: Callable[[C, Any], tuple[C, Info]],
+    carry: C,
+    rows: Any,
+    key: Key,
+    *,
+    epochs: int,
+    minibatches: int,
+    axis_name: str | None = None,
+) -> tuple[C, Info]:
+    """Passes over all rows, each in an order of its own, cut into minibatches.
+
+    Args:
+      step: from what is carried and a minibatch to what is carried and diagnostics.
+      carry: what the first step gets.
+      rows: a pytree with a common leading axis; each device its own rows.
+      key: for the orders, on each device of ``axis_name`` others; consumed.
+      epochs: passes.
+      minibatches: steps in a pass.
+      axis_name: the device axis, if there is one.
+
+    Returns:
+      What the last step returned, and diagnostics ``[epochs, minibatches, ...]``.
+
+    Raises:
+      ConfigError: if the rows can't be divided.
+    """
+    size = jax.tree.leaves(rows)[0].shape[0]
+    require(size % minibatches == 0, f"{size} decisions per device can't be cut into {minibatches} equal minibatches")
+
+    def epoch(carry: C, key: Key) -> tuple[C, Info]:
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        order = shuffled(key, size).reshape(minibatches, -1)
+        return jax.lax.scan(lambda c, chosen: step(c, jax.tree.map(lambda x: x[chosen], rows)), carry, order)
+
+    return jax.lax.scan(epoch, carry, jax.random.split(key, epochs))
 
 
 def shuffled(key: Key, size: int) -> Array:
