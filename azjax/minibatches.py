@@ -13,14 +13,25 @@ from azjax.config import require
 from azjax.types import Array, Info, Key
 
 C = TypeVar("C")
+T = TypeVar("T")
+
+
+def sum_over_devices(tree: T, axis_name: str | None) -> T:
+    """Sums over the devices of ``axis_name``; the tree itself if there is no such axis."""
+    if axis_name is None:
+        return tree
+    return jax.lax.psum(tree, axis_name)  # type: ignore[no-any-return]
+
+
+def row_weights(mask: Array, axis_name: str | None = None) -> Array:
+    """Weights of the entries in a mean over those where ``mask`` holds: they add up to 1 over all devices."""
+    count = sum_over_devices(mask.sum(dtype=float), axis_name)
+    return mask / jnp.maximum(count, 1.0)
 
 
 def masked_mean(x: Array, mask: Array, axis_name: str | None = None) -> Array:
     """Mean of the entries where ``mask`` holds, over all devices of ``axis_name``; 0 if there are none."""
-    total = jnp.where(mask, x, 0.0).sum()
-    count = mask.sum(dtype=jnp.float32)
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+    total, count = sum_over_devices((jnp.where(mask, x, 0.0).sum(), mask.sum(dtype=jnp.float32)), axis_name)
     return total / jnp.maximum(count, 1.0)
 
 
