@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from azjax.config import require
 from azjax.distributions import Distribution
 from azjax.minibatches import sum_over_devices
 from azjax.types import Array
@@ -43,6 +44,9 @@ def fisher_product(
 
     Returns:
       The function from v `[n]` to F v `[n]`. The network is linearised once, here; a product is one jvp and one vjp.
+
+    Raises:
+      ConfigError: if the distributions have no ``fisher_product``.
     """
 
     def broadcast(theta: Array) -> Distribution:
@@ -52,6 +56,10 @@ def fisher_product(
         return jax.tree.map(lambda x: jnp.broadcast_to(x, rows), distribution)
 
     distribution = policy_at(broadcast, theta)
+    require(
+        hasattr(distribution, "fisher_product"),
+        f"{type(distribution).__name__} has no fisher_product; give it one, or set fisher_form to double-backward",
+    )
     return gauss_newton_product(broadcast, theta, weights, distribution.fisher_product, axis_name)
 
 

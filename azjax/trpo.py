@@ -99,7 +99,7 @@ class TRPOConfig(OnPolicyConfig):
             ("learning_rate", 0.0, 1.0),
             ("max_value_change", 1e-12, 1e12),
             ("value_damping", 0.0, 1e6),
-            ("cg_iterations", 1, 10_000),
+            ("cg_iterations", 1, 1000),
             ("max_backtracks", 0, 1000),
             ("fisher_subsampling", 1, 1_000_000),
             ("epochs", 1, 10_000),
@@ -228,8 +228,10 @@ def _fisher(
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         rows = shuffled(key, mask.shape[0])[: max(mask.shape[0] // config.fisher_subsampling, 1)]
         observation, mask = jax.tree.map(lambda x: x[rows], (observation, mask))
-    form = fisher_product if config.fisher_form == "gauss-newton" else double_backward_product
-    return form(lambda t: policy(t, observation), theta, row_weights(mask, axis_name), axis_name)
+    weights = row_weights(mask, axis_name)
+    if config.fisher_form == "double-backward":
+        return double_backward_product(lambda t: policy(t, observation), theta, weights, axis_name)
+    return fisher_product(lambda t: policy(t, observation), theta, weights, axis_name)
 
 
 def trpo(config: TRPOConfig | None = None, *, network: Network | None = None, axis_name: str | None = None) -> Learner:

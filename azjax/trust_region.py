@@ -14,6 +14,10 @@ from azjax.types import Array
 __all__ = ["Search", "TrustRegionInfo", "trust_region_step"]
 
 
+_INSIDE = 1.0 - 1e-4
+"""Part of the bound at which the quadratic model is aimed: at its very edge rounding would decide on the full step."""
+
+
 class Search(NamedTuple):
     """How directions and step lengths are searched; counts are static, the rest may be traced."""
 
@@ -74,7 +78,7 @@ def trust_region_step(
     size = jnp.max(jnp.abs(direction), initial=0.0)
     unit = direction / jnp.where(size > 0, size, 1.0)
     curvature = jnp.sum(unit * product(unit))
-    beta = jnp.minimum(jnp.sqrt(2.0 * bound / jnp.where(curvature > 0, curvature, 1.0)), longest * size)
+    beta = jnp.minimum(jnp.sqrt(2.0 * _INSIDE * bound / jnp.where(curvature > 0, curvature, 1.0)), longest * size)
     usable = ~solved.failed & (curvature > 0) & jnp.isfinite(curvature) & jnp.isfinite(beta)
     # Selections, not products: a gradient that is not finite stays out of what is reported, too.
     step = jnp.where(usable, beta * unit, 0.0)
