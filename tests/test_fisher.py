@@ -72,7 +72,7 @@ def test_both_forms_equal_the_dense_fisher_in_float64(kind):
         for form in FORMS:
             found = jax.jit(jax.vmap(form(policy, theta, weights)))(jnp.asarray(vectors))
             np.testing.assert_allclose(found, vectors @ matrix, rtol=1e-5, atol=1e-7)
-        one, two = (jax.vmap(form(policy, theta, weights))(vectors) for form in FORMS)
+        one, two = (jax.jit(jax.vmap(form(policy, theta, weights)))(vectors) for form in FORMS)
         np.testing.assert_allclose(one, two, rtol=1e-9, atol=1e-12)
 
 
@@ -81,7 +81,7 @@ def test_both_forms_agree_in_float32(kind):
     policy, theta, weights = problem(kind)
     assert theta.dtype == jnp.float32
     v = jnp.asarray(np.random.default_rng(1).normal(size=len(theta)), jnp.float32)
-    one, two = fisher_product(policy, theta, weights)(v), double_backward_product(policy, theta, weights)(v)
+    one, two = (jax.jit(lambda v, form=form: form(policy, theta, weights)(v))(v) for form in FORMS)
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5 * float(jnp.abs(one).max()))
 
 
@@ -118,11 +118,10 @@ def test_devices_share_a_product(form):
     def product(observation: Any, weights: Any, axis_name: str | None = None) -> Any:
         return form(lambda t: network.apply(rebuild(t), observation)[0], theta, weights, axis_name)(v)
 
-    halves = jax.vmap(lambda o, w: product(o, w, "devices"), axis_name="devices")(
-        observation.reshape(2, 4, INPUTS), weights.reshape(2, 4)
-    )
+    divided = jax.jit(jax.vmap(lambda o, w: product(o, w, "devices"), axis_name="devices"))
+    halves = divided(observation.reshape(2, 4, INPUTS), weights.reshape(2, 4))
     np.testing.assert_array_equal(halves[0], halves[1])
-    np.testing.assert_allclose(halves[0], product(observation, weights), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(halves[0], jax.jit(product)(observation, weights), rtol=1e-4, atol=1e-6)
 
 
 def test_a_product_is_linear_in_the_batch_of_a_plain_function():

@@ -129,8 +129,9 @@ def numpy_natural_gradient(state: Any, batch: Any, damping: float) -> tuple[Any,
     return gradient, fisher, np.linalg.solve(fisher, gradient)
 
 
-@pytest.mark.parametrize("form", ["gauss-newton", "double-backward"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "form"), [*((kind, "gauss-newton") for kind in KINDS), ("tanh-normal", "double-backward")]
+)
 def test_the_step_equals_a_dense_fisher_solve_in_numpy(kind, form):
     """Of all policy parameters, log_std among them, with the damping in the direction and in the length."""
     action_spec, settings = KINDS[kind]
@@ -153,7 +154,7 @@ def test_the_step_equals_a_dense_fisher_solve_in_numpy(kind, form):
         assert np.abs(moved["weights/params/log_std"] - before["weights/params/log_std"]).min() > 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["tanh-normal", "categorical"])
 def test_the_divergence_stays_inside_its_bound_on_a_thousand_problems(kind):
     """Bounds from 1e-4 to 1 and dampings from 0 to 1; KL(old || new) is computed anew, in float64."""
     action_spec, settings = KINDS[kind]
@@ -400,9 +401,8 @@ class OnlyDivergence:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value_update", ["adam", "trust-region"])
-def test_masked_entries_take_no_part_whatever_is_in_them(value_update):
-    learner, state = learner_of(value_update=value_update, normalize_returns=True, normalize_observations=True)
+def test_masked_entries_take_no_part_whatever_is_in_them():
+    learner, state = learner_of(normalize_returns=True, normalize_observations=True)
     batch = batch_of(state, jax.random.key(1))
     mask = jnp.arange(ROWS) % 4 != 1
     spoilt = jax.tree.map(
@@ -485,17 +485,14 @@ def test_acting_and_estimating_are_those_of_ppo():
     jax.tree.map(np.testing.assert_array_equal, *batches)
 
 
-@pytest.mark.parametrize("value_update", ["adam", "trust-region"])
-def test_the_first_ratio_of_every_update_is_1_and_statistics_count_each_row_once(value_update):
-    settings = {"normalize_observations": True, "normalize_returns": True, "value_update": value_update}
-    learner = azjax.trpo(config_of(**settings))
-    state, fit = learner.init(jax.random.key(0), SPEC, azjax.Box(2)), jax.jit(learner.fit)
+def test_the_first_ratio_of_every_update_is_1_and_statistics_count_each_row_once():
+    learner, state = learner_of(normalize_returns=True, normalize_observations=True)
     seen, returns = [], []
     for update in range(2):
         rollout = rollout_of(learner, state, update)
         batch = learner.estimate(state, rollout)
         # If the normaliser had moved between acting and learning, the surrogate before the step would not be 0.
-        state, info = fit(state, batch, jax.random.key(update))
+        state, info = learner.fit(state, batch, jax.random.key(update))
         np.testing.assert_allclose(-info["policy_loss"], info["improvement"], atol=1e-5)
         assert float(info["accepted"]) == 1.0
         seen.append(np.asarray(rollout.observation, np.float64).reshape(-1, 3))
@@ -529,12 +526,11 @@ def test_diagnostics_have_the_names_of_ppo_and_those_of_the_step():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value_update", ["adam", "trust-region"])
-def test_a_population_equals_its_members_alone(value_update):
-    """Each with its own bound, damping and acceptance, and so with its own line search."""
-    learner = azjax.trpo(config_of(value_update=value_update))
+def test_a_population_equals_its_members_alone():
+    """Each with its own bound, damping and acceptance, and so with its own line searches of policy and values."""
+    learner = azjax.trpo(config_of(value_update="trust-region"))
     each = [
-        config_of(value_update=value_update, max_kl=k, damping=d, accept_ratio=a, backtrack_factor=f)
+        config_of(value_update="trust-region", max_kl=k, damping=d, accept_ratio=a, backtrack_factor=f)
         for k, d, a, f in ((1e-3, 0.1, 0.1, 0.5), (0.5, 0.0, 0.9, 0.8), (0.1, 1.0, 0.99, 0.9), (1e6, 0.1, 0.1, 0.5))
     ]
 
@@ -551,7 +547,7 @@ def test_a_population_equals_its_members_alone(value_update):
         np.testing.assert_array_equal(info["backtracks"][n], own["backtracks"])
         np.testing.assert_array_equal(info["accepted"][n], own["accepted"])
         jax.tree.map(
-            lambda a, b, n=n: np.testing.assert_allclose(a[n], b, rtol=2e-3, atol=1e-4),
+            lambda a, b, n=n: np.testing.assert_allclose(a[n], b, rtol=1e-3, atol=1e-5),
             together.params.network,
             after.params.network,
         )
@@ -559,17 +555,16 @@ def test_a_population_equals_its_members_alone(value_update):
     assert len(set(np.asarray(info["backtracks"]).tolist())) > 2
 
 
-@pytest.mark.parametrize("value_update", ["adam", "trust-region"])
-def test_one_two_and_four_devices_learn_the_same(value_update, require_devices):
+def test_one_two_and_four_devices_learn_the_same(require_devices):
     """Also where their masks differ; replicas are bitwise equal."""
     require_devices(4)
-    settings = {"value_update": value_update, "normalize_observations": True, "normalize_returns": True}
+    settings = {"normalize_returns": True, "normalize_observations": True}
     _, state = learner_of(**settings)
     batch = batch_of(state, jax.random.key(1))._replace(mask=jnp.arange(ROWS) >= 17)
     learner = azjax.trpo(config_of(**settings), axis_name=AXIS)
     whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
     results = []
-    for devices in (1, 2, 4) if value_update == "adam" else (4,):
+    for devices in (1, 2, 4):
         fit = jax.shard_map(
             learner.fit,
             mesh=azjax.make_mesh(devices, AXIS),
@@ -606,12 +601,9 @@ def test_hyperparameters_with_other_static_fields_are_refused():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value_update", ["adam", "trust-region"])
-def test_it_learns_where_the_target_is(value_update):
+def test_it_learns_where_the_target_is():
     """The best action is half of the observation; a random policy earns about 0.5."""
-    config = azjax.TRPOConfig(
-        policy_hidden=(8,), value_hidden=(8,), epochs=2, minibatches=2, max_kl=0.05, value_update=value_update
-    )
+    config = azjax.TRPOConfig(policy_hidden=(8,), value_hidden=(8,), epochs=2, minibatches=2, max_kl=0.05)
     trainer = azjax.make_trainer(
         toy_envs.Target(), azjax.trpo(config), lanes=128, rollout_length=4, vectorize=plain_vmap
     )
@@ -624,7 +616,7 @@ def test_it_learns_where_the_target_is(value_update):
 
 
 def test_it_learns_to_walk_down_the_corridor():
-    config = azjax.TRPOConfig(policy_hidden=(8,), value_hidden=(8,), epochs=4, minibatches=1, max_kl=0.05)
+    config = azjax.TRPOConfig(policy_hidden=(8,), value_hidden=(8,), max_kl=0.05, value_update="trust-region")
     trainer = azjax.make_trainer(
         toy_envs.Corridor(50), azjax.trpo(config), lanes=64, rollout_length=16, vectorize=plain_vmap
     )
@@ -632,6 +624,24 @@ def test_it_learns_to_walk_down_the_corridor():
     _, metrics = program.step(program.init(jax.random.key(0)))
     final = metrics.episodes.return_sum[-3:].sum() / metrics.episodes.ended[-3:].sum()
     assert final > 0.9 * toy_envs.Corridor.OPTIMAL_RETURN
+
+
+def test_policy_and_values_may_see_different_entries_of_an_observation():
+    config = config_of(policy_observation="seen", value_observation="hidden", normalize_observations=True)
+    trainer = azjax.make_trainer(
+        toy_envs.DictTask(), azjax.trpo(config), lanes=32, rollout_length=4, vectorize=plain_vmap
+    )
+    program = azjax.compile(trainer)
+    state, metrics = program.step(program.init(jax.random.key(0)))
+    assert float(metrics.learner["accepted"][0]) == 1.0
+    kernel = state.learner.params.network.weights["params"]["value_torso"]["Dense_0"]["kernel"]
+    assert kernel.shape == (1, 4)
+
+
+def test_minibatches_that_do_not_divide_the_batch_are_an_error():
+    learner, state = learner_of(minibatches=5)
+    with pytest.raises(ConfigError, match=r"48 decisions per device .* 5 equal minibatches"):
+        learner.fit(state, batch_of(state, jax.random.key(1)), jax.random.key(0))
 
 
 def test_a_whole_training_program_on_inverted_pendulum(require_devices):
