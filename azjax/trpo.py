@@ -284,9 +284,8 @@ def trpo(config: TRPOConfig | None = None, *, network: Network | None = None, ax
             updates=jnp.zeros((), jnp.int32),
         )
 
-    def improve_policy(state: TRPOState, batch: Batch, key: Key) -> tuple[TRPOState, Info]:
-        params = state.params.network
-        theta, rebuild = as_vector(params, separate(net, params, batch.observation).policy)
+    def improve_policy(state: TRPOState, batch: Batch, key: Key, chosen: tuple[bool, ...]) -> tuple[TRPOState, Info]:
+        theta, rebuild = as_vector(state.params.network, chosen)
         theta, info = policy_step(
             lambda t, observation: net.apply(rebuild(t), observation)[0],
             theta,
@@ -297,12 +296,11 @@ def trpo(config: TRPOConfig | None = None, *, network: Network | None = None, ax
         )
         return _with_network(state, rebuild(theta)), info
 
-    def improve_value(state: TRPOState, batch: Batch, key: Key) -> tuple[TRPOState, Info]:
-        params, hp = state.params.network, state.hyperparameters
-        chosen = separate(net, params, batch.observation).value
+    def improve_value(state: TRPOState, batch: Batch, key: Key, chosen: tuple[bool, ...]) -> tuple[TRPOState, Info]:
         if not any(chosen):
             return state, {}
-        phi, rebuild = as_vector(params, chosen)
+        hp = state.hyperparameters
+        phi, rebuild = as_vector(state.params.network, chosen)
         scale, centre = value_units(state.return_statistics, hp)
         target = (batch.returns - centre) / scale
 
@@ -346,9 +344,10 @@ def trpo(config: TRPOConfig | None = None, *, network: Network | None = None, ax
             advantages = normalize_advantages(advantages, flat.mask, axis_name)
         observation = network_input(config, state.params.statistics, flat.observation)
         flat = blank_masked(flat._replace(observation=observation, advantages=advantages), flat.mask)
-        # The policy first: values fitted to the returns would leave nothing of the advantages that were estimated.
-        state, of_policy = improve_policy(state, flat, key_policy)
-        state, of_value = improve_value(state, flat, key_value)
+        parts = separate(net, state.params.network, flat.observation)
+        # Advantages and returns were estimated before either, so neither sees what the other changes.
+        state, of_policy = improve_policy(state, flat, key_policy, parts.policy)
+        state, of_value = improve_value(state, flat, key_value, parts.value)
         state = dataclasses.replace(state, updates=state.updates + 1)
         # Statistics change only now: the ratio of the first step is 1 because it saw what the actor saw.
         return update_running_statistics(state, batch, config, axis_name), of_policy | of_value | diagnostics
