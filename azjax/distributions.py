@@ -62,6 +62,10 @@ class Distribution(Protocol):
         """Exact KL(self || other) in nats, summed over action dimensions, `[...]`; `other` is of the same class."""
         ...
 
+    def fisher_product(self, tangent: Self) -> Self:
+        """The Fisher information of the parameters, times a tangent of them: both structured as the distribution."""
+        ...
+
 
 @flax.struct.dataclass
 class Normal:
@@ -139,6 +143,31 @@ class Normal:
         shift = (self.loc - other.loc) * jnp.exp(-_clipped(other.log_std))
         # ratio - 1 - log(ratio) by expm1: small divergences, which are what a trust region measures, keep their digits.
         return 0.5 * jnp.sum(jnp.expm1(log_variance_ratio) - log_variance_ratio + jnp.square(shift), axis=-1)
+
+    def fisher_product(self, tangent: Self) -> Self:
+        r"""Fisher information of the parameters times a tangent of them.
+
+        .. math:: F (\dot\mu, \dot\ell) = (\dot\mu / \sigma^2,\ 2 \dot\ell), \qquad \ell = \log \sigma
+
+        Args:
+          tangent: a change of `loc` and `log_std`, each `[..., A]`; they must have the same shape here, or `log_std`,
+            counted once, would miss its sum over the batch.
+
+        Returns:
+          The products, of the same shapes; 0 for a `log_std` outside of :data:`LOG_STD_RANGE`.
+
+        Raises:
+          AssertionError: if the shapes of `loc` and `log_std` differ.
+
+        References:
+          Martens, 2020, New Insights and Perspectives on the Natural Gradient Method, arXiv 1412.1193, section 5.
+        """
+        chex.assert_equal_shape([self.loc, self.log_std])
+        low, high = LOG_STD_RANGE
+        moves = (self.log_std > low) & (self.log_std < high)
+        return self.replace(  # type: ignore[attr-defined, no-any-return]
+            loc=tangent.loc * jnp.exp(-2 * _clipped(self.log_std)), log_std=jnp.where(moves, 2 * tangent.log_std, 0)
+        )
 
 
 @flax.struct.dataclass
@@ -224,6 +253,11 @@ class TanhNormal:
         _require_same_class(self, other)
         return self.base.kl(other.base)
 
+    def fisher_product(self, tangent: Self) -> Self:
+        """That of the raw action, :meth:`Normal.fisher_product`: a bijection without parameters leaves it unchanged."""
+        product = self.base.fisher_product(Normal(tangent.loc, tangent.log_std))
+        return self.replace(loc=product.loc, log_std=product.log_std)  # type: ignore[attr-defined, no-any-return]
+
 
 @flax.struct.dataclass
 class Categorical:
@@ -299,6 +333,22 @@ class Categorical:
         possible = jnp.isfinite(log_probs)
         log_ratio = jnp.where(possible, log_probs, 0) - jnp.where(possible, other.log_probs, 0)
         return jnp.sum(jnp.where(possible, jnp.exp(log_probs) * log_ratio, 0), axis=-1)
+
+    def fisher_product(self, tangent: Self) -> Self:
+        r"""Fisher information of the logits times a tangent of them, :math:`p_k (\dot\ell_k - \sum_j p_j \dot\ell_j)`.
+
+        Args:
+          tangent: a change of `logits`, `[..., K]`.
+
+        Returns:
+          The product, `[..., K]`; 0 for impossible categories.
+        """
+        log_probs = self.log_probs
+        possible = jnp.isfinite(log_probs)
+        probabilities = jnp.where(possible, jnp.exp(log_probs), 0)
+        change = jnp.where(possible, tangent.logits, 0)
+        mean = jnp.sum(probabilities * change, axis=-1, keepdims=True)
+        return self.replace(logits=probabilities * (change - mean))  # type: ignore[attr-defined, no-any-return]
 
 
 def _clipped(log_std: chex.Array) -> chex.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple
 
 import flax
@@ -11,43 +10,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from azjax.advantages import gae
-from azjax.config import as_arrays, register_config, require, require_number, static, traced, traced_names
-from azjax.distributions import Distribution
-from azjax.minibatches import masked_mean, mean_over_devices, normalize_advantages, shuffled
-from azjax.networks import ACTIVATIONS, LOG_STD_RANGE, ActorCritic, Network
-from azjax.normalization import RunningStatistics, init_statistics, normalize, std, update_statistics
-from azjax.types import (
-    ActInfo,
-    ActionSpec,
-    Array,
-    Batch,
-    Carry,
-    Info,
-    Key,
-    Learner,
-    Observation,
-    ObservationSpec,
-    Params,
-    Rollout,
+from azjax.config import register_config, require, require_number, static, traced
+from azjax.minibatches import mean_over_devices, normalize_advantages, scan_minibatches
+from azjax.networks import Network
+from azjax.normalization import RunningStatistics
+from azjax.on_policy import (
+    OnPolicyConfig,
+    PolicyParams,
+    blank_masked,
+    default_network,
+    flatten_batch,
+    initial_hyperparameters,
+    initial_params,
+    initial_return_statistics,
+    log_importance_ratio,
+    make_act,
+    make_estimate,
+    make_forward,
+    network_input,
+    update_running_statistics,
+    value_diagnostics,
+    value_units,
 )
+from azjax.types import ActionSpec, Array, Batch, Info, Key, Learner, ObservationSpec, Params
 
 KL_STEP = 1.5
-LARGEST_LOG_RATIO = 20.0
 LEARNING_RATE_RANGE = (1e-6, 1e-2)
 
 
 @register_config
 @dataclasses.dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(OnPolicyConfig):
     """Hyperparameters of PPO. Floats are traced, the rest is static: see ``azjax.config``."""
 
     learning_rate: float = traced(3e-4)
     """Adam's step size; the schedule scales it."""
-    gamma: float = traced(0.99)
-    """Discount of future rewards."""
-    lam: float = traced(0.95)
-    """Trace of GAE: 0 is the TD residual, 1 the full return."""
     clip: float = traced(0.2)
     """How far the importance ratio may leave 1 before its gradient vanishes."""
     value_clip: float = traced(float("inf"))
@@ -58,8 +55,6 @@ class PPOConfig:
     """Weight of the entropy bonus."""
     max_grad_norm: float = traced(1.0)
     """Global norm to which gradients are clipped; inf: no clipping."""
-    reward_scale: float = traced(1.0)
-    """Factor on rewards inside the learner; reported returns stay unscaled."""
     target_kl: float = traced(0.01)
     """KL divergence of an update that schedule=adaptive-kl steers to, and 1.5 times which stop_at_kl stops."""
     epochs: int = static(4)
@@ -74,62 +69,25 @@ class PPOConfig:
     """Skip the rest of an update's minibatches once the KL divergence exceeds 1.5 times target_kl."""
     advantage_normalization: Literal["batch", "minibatch", "none"] = static("batch")
     """Where advantages are centred and scaled: over the whole batch of all devices, per minibatch, or not at all."""
-    normalize_observations: bool = static(True)
-    """Centre and scale observations by running statistics, updated after the learner."""
-    normalize_returns: bool = static(False)
-    """Let the critic predict returns centred and scaled by running statistics."""
-    policy_hidden: tuple[int, ...] = static((64, 64))
-    """Hidden layers of the policy, and of both if the torso is shared."""
-    value_hidden: tuple[int, ...] = static((64, 64))
-    """Hidden layers of the value function; unused with shared_torso."""
-    activation: Literal["tanh", "relu", "silu", "elu", "gelu"] = static("tanh")
-    """Activation of the hidden layers."""
-    distribution: Literal["tanh-normal", "normal"] = static("tanh-normal")
-    """Policy over continuous actions: Gaussian squashed by tanh, or plain and clipped at the bounds."""
-    state_dependent_std: bool = static(False)
-    """Let the network give the standard deviation, instead of one learned number per action."""
-    init_std: float = static(0.7)
-    """Standard deviation of the untrained policy, before any squashing."""
-    shared_torso: bool = static(False)
-    """One torso for policy and value function."""
-    policy_observation: str | None = static(None)
-    """Entry of a dict observation that the policy sees; None: all of them."""
-    value_observation: str | None = static(None)
-    """Entry of a dict observation that the value function sees; None: all of them."""
 
     def validate(self) -> None:
-        """Raises ``ValueError``, naming field and value, for the first field that makes no sense."""
+        """Raises ``ConfigError``, naming field and value, for the first field that makes no sense."""
+        super().validate()
         infinity = float("inf")
-        bounds: tuple[tuple[str, float, float], ...] = (
+        self._require_numbers(
             ("learning_rate", 0.0, 1.0),
-            ("gamma", 0.0, 1.0),
-            ("lam", 0.0, 1.0),
             ("clip", 1e-6, 1e6),
             ("value_clip", 1e-6, infinity),
             ("value_coefficient", 0.0, 1e6),
             ("entropy_coefficient", -1e6, 1e6),
             ("max_grad_norm", 1e-12, infinity),
-            ("reward_scale", 1e-12, 1e12),
             ("target_kl", 1e-9, 1e6),
             ("epochs", 1, 10_000),
             ("minibatches", 1, 1_000_000),
             ("schedule_updates", 0, 2**31 - 1),
-            # Beyond this the network would clip it.
-            ("init_std", math.exp(LOG_STD_RANGE[0]), math.exp(LOG_STD_RANGE[1])),
         )
-        for name, low, high in bounds:
-            require_number(name, getattr(self, name), low, high)
-        for name, choices in (
-            ("schedule", ("constant", "linear", "cosine", "adaptive-kl")),
-            ("advantage_normalization", ("batch", "minibatch", "none")),
-            ("activation", tuple(ACTIVATIONS)),
-            ("distribution", ("tanh-normal", "normal")),
-        ):
-            value = getattr(self, name)
-            require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-        for name in ("policy_hidden", "value_hidden"):
-            sizes = getattr(self, name)
-            require(all(n >= 1 for n in sizes), f"{name} is {sizes}; every layer needs at least 1 unit")
+        self._require_choice("schedule", ("constant", "linear", "cosine", "adaptive-kl"))
+        self._require_choice("advantage_normalization", ("batch", "minibatch", "none"))
         if self.schedule == "adaptive-kl":
             require_number("learning_rate (with schedule adaptive-kl)", self.learning_rate, *LEARNING_RATE_RANGE)
             require(
@@ -145,25 +103,13 @@ class PPOConfig:
             falls or self.schedule_updates == 0,
             f"schedule_updates is {self.schedule_updates}, but schedule {self.schedule!r} doesn't fall; leave it out",
         )
-        require(
-            not self.shared_torso or self.policy_observation == self.value_observation,
-            "shared_torso needs the same observation for policy and value function",
-        )
-
-
-@flax.struct.dataclass
-class PPOParams:
-    """All that acting needs."""
-
-    network: Any
-    statistics: RunningStatistics  # of observations
 
 
 @flax.struct.dataclass
 class PPOState:
     """All that learning carries from update to update."""
 
-    params: PPOParams
+    params: PolicyParams
     optimizer: Any
     hyperparameters: PPOConfig  # traced fields as float32 arrays
     return_statistics: RunningStatistics
@@ -219,8 +165,8 @@ def ppo_loss(
     References:
       Schulman et al., 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347, section 3 and equation 9.
     """
-    batch, advantages = _blank_masked(minibatch)
-    observation = normalize(statistics, batch.observation) if config.normalize_observations else batch.observation
+    batch, advantages = blank_masked(minibatch, minibatch.batch.mask)
+    observation = network_input(config, statistics, batch.observation)
     distribution, value = network.apply(network_params, observation)
 
     count = jnp.maximum(batch.mask.sum(dtype=jnp.float32), 1.0)
@@ -228,9 +174,7 @@ def ppo_loss(
     def mean(x: Array) -> Array:
         return jnp.where(batch.mask, x, 0.0).sum() / count
 
-    log_ratio = jnp.where(batch.mask, distribution.log_prob(batch.action) - batch.log_prob, 0.0)
-    # An overflowing ratio would make a NaN of the gradient that clipping sets to 0.
-    log_ratio = jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    log_ratio = log_importance_ratio(distribution, batch)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
     policy_loss = -mean(jnp.minimum(ratio * advantages, clipped * advantages))
@@ -244,7 +188,7 @@ def ppo_loss(
     }
     loss = policy_loss - config.entropy_coefficient * entropy
     if value is not None:
-        scale, centre = _value_units(return_statistics, config)
+        scale, centre = value_units(return_statistics, config)
         target = (batch.returns - centre) / scale
         old = (batch.returns - batch.advantages - centre) / scale
         near = old + jnp.clip(value - old, -config.value_clip / scale, config.value_clip / scale)
@@ -252,30 +196,6 @@ def ppo_loss(
         info["value_loss"] = 0.5 * mean(error)
         loss = loss + config.value_coefficient * info["value_loss"]
     return loss, info
-
-
-def _blank_masked(minibatch: Minibatch) -> Minibatch:
-    """Zeros in place of masked entries: a NaN in one would reach the gradient even past a later selection."""
-    mask = minibatch.batch.mask
-
-    def blank(x: Array) -> Array:
-        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
-
-    return jax.tree.map(blank, minibatch)
-
-
-def _finite_rows(observation: Observation, rank: int) -> Array:
-    """Whether all numbers of a row are finite; rows are the first ``rank`` axes of every leaf."""
-    leaves = jax.tree.leaves(observation)
-    flags = [jnp.isfinite(x).all(axis=tuple(range(rank, x.ndim))) for x in leaves]
-    return jnp.stack(flags).all(axis=0)
-
-
-def _value_units(return_statistics: RunningStatistics, config: PPOConfig) -> tuple[Array, Array]:
-    """Scale and centre of what the critic predicts."""
-    if config.normalize_returns:
-        return std(return_statistics), return_statistics.mean
-    return jnp.ones(()), jnp.zeros(())
 
 
 def ppo(
@@ -340,60 +260,17 @@ def ppo(
     def init(
         key: Key, observation_spec: ObservationSpec, action_spec: ActionSpec, hyperparameters: PPOConfig | None = None
     ) -> PPOState:
-        values = as_arrays(config if hyperparameters is None else hyperparameters)
-        _require_same_static(values, config)
-        params = PPOParams(
-            network=net.init(key, observation_spec, action_spec), statistics=init_statistics(observation_spec)
-        )
+        values = initial_hyperparameters(config, hyperparameters)
+        params = initial_params(net, key, observation_spec, action_spec)
         state = PPOState(
             params=params,
             optimizer=None,
             hyperparameters=values,
-            return_statistics=init_statistics(jax.ShapeDtypeStruct((), jnp.float32)),
+            return_statistics=initial_return_statistics(),
             learning_rate=jnp.array(values.learning_rate),  # a copy, for the state is donated leaf by leaf
             updates=jnp.zeros((), jnp.int32),
         )
         return dataclasses.replace(state, optimizer=make_optimizer(state).init(params.network))
-
-    def forward(params: PPOParams, observation: Observation) -> tuple[Distribution, Array | None]:
-        if config.normalize_observations:
-            observation = normalize(params.statistics, observation)
-        return net.apply(params.network, observation)
-
-    def act(
-        params: PPOParams, observation: Observation, carry: Carry, key: Key, *, deterministic: bool = False
-    ) -> tuple[Array, Carry, ActInfo]:
-        distribution, _ = forward(params, observation)
-        raw = distribution.mode() if deterministic else distribution.sample(key)
-        return distribution.action(raw), carry, ActInfo(log_prob=distribution.log_prob(raw), raw_action=raw)
-
-    def estimate(state: PPOState, rollout: Rollout) -> Batch:
-        hp = state.hyperparameters
-        scale, centre = _value_units(state.return_statistics, hp)
-
-        def value_of(observation: Observation) -> Array:
-            value = forward(state.params, observation)[1]
-            return jnp.zeros_like(rollout.reward) if value is None else value * scale + centre
-
-        advantages, returns = gae(
-            rollout.reward * hp.reward_scale,
-            value_of(rollout.observation),
-            value_of(rollout.final_observation),
-            rollout.terminated,
-            rollout.truncated,
-            gamma=hp.gamma,
-            lam=hp.lam,
-        )
-        # An episode that starts with broken physics has no finite observation to stand in; such a row takes no part.
-        mask = jnp.isfinite(advantages) & _finite_rows(rollout.observation, rollout.reward.ndim)
-        return Batch(
-            observation=rollout.observation,
-            action=rollout.info.raw_action,
-            log_prob=rollout.info.log_prob,
-            advantages=advantages,
-            returns=returns,
-            mask=mask,
-        )
 
     def gradient_step(carry: tuple[PPOState, Array], minibatch: Minibatch) -> tuple[Any, Info]:
         state, running = carry
@@ -431,69 +308,32 @@ def ppo(
         info = {**info, "gradient_norm": norm, "skipped": 1.0 - use.astype(jnp.float32)}
         return (state, running), info if optimizer is not None else {**info, "learning_rate": rate}
 
-    def epoch(carry: tuple[PPOState, Array], key: Key, flat: Minibatch) -> tuple[Any, Info]:
-        size = flat.advantages.shape[0]
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        order = shuffled(key, size).reshape(config.minibatches, -1)
-
-        def body(carry: Any, rows: Array) -> tuple[Any, Info]:
-            return gradient_step(carry, jax.tree.map(lambda leaf: leaf[rows], flat))
-
-        return jax.lax.scan(body, carry, order)
-
     def fit(state: PPOState, batch: Batch, key: Key) -> tuple[PPOState, Info]:
-        rank = batch.log_prob.ndim
-        flat_batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), batch)
-        size = flat_batch.log_prob.shape[0]
-        require(
-            size % config.minibatches == 0,
-            f"{size} decisions per device can't be cut into {config.minibatches} equal minibatches",
-        )
+        flat_batch = flatten_batch(batch)
         advantages = flat_batch.advantages
         if config.advantage_normalization == "batch":
             advantages = normalize_advantages(advantages, flat_batch.mask, axis_name)
         flat = Minibatch(flat_batch, advantages)
-        keys = jax.random.split(key, config.epochs)
-        (state, _), info = jax.lax.scan(lambda c, k: epoch(c, k, flat), (state, jnp.ones((), bool)), keys)
+        (state, _), info = scan_minibatches(
+            gradient_step,
+            (state, jnp.ones((), bool)),
+            flat,
+            key,
+            epochs=config.epochs,
+            minibatches=config.minibatches,
+            axis_name=axis_name,
+        )
         # The last minibatch saw all that the update changed but its own step; the first sees no change at all.
         steered = _steer(state.learning_rate, info["kl"][-1, -1], state.hyperparameters.target_kl)
-        info = {name: jnp.mean(x) for name, x in info.items()} | _value_diagnostics(flat_batch, axis_name)
-        # Statistics change only now: the ratio of the first minibatch is 1 because it saw what the actor saw.
-        statistics, return_statistics = state.params.statistics, state.return_statistics
-        if config.normalize_observations:
-            statistics = update_statistics(statistics, batch.observation, mask=batch.mask, axis_name=axis_name)
-        if config.normalize_returns:
-            return_statistics = update_statistics(
-                return_statistics, batch.returns, mask=batch.mask, axis_name=axis_name
-            )
-        return (
-            dataclasses.replace(
-                state,
-                params=dataclasses.replace(state.params, statistics=statistics),
-                return_statistics=return_statistics,
-                learning_rate=steered if adaptive else state.learning_rate,
-                updates=state.updates + 1,
-            ),
-            info,
+        info = {name: jnp.mean(x) for name, x in info.items()} | value_diagnostics(flat_batch, axis_name)
+        state = dataclasses.replace(
+            state, learning_rate=steered if adaptive else state.learning_rate, updates=state.updates + 1
         )
+        # Statistics change only now: the ratio of the first minibatch is 1 because it saw what the actor saw.
+        return update_running_statistics(state, batch, config, axis_name), info
 
-    return Learner(init=init, act=act, estimate=estimate, fit=fit, axis_name=axis_name)
-
-
-def default_network(config: PPOConfig) -> ActorCritic:
-    """The actor-critic of the configured sizes."""
-    names = {field.name for field in dataclasses.fields(ActorCritic)}
-    return ActorCritic(**{name: getattr(config, name) for name in names})
-
-
-def _require_same_static(hyperparameters: PPOConfig, config: PPOConfig) -> None:
-    """Raises ``ConfigError`` if the programs built around ``config`` would not be those of the hyperparameters."""
-    static_names = [field.name for field in dataclasses.fields(config) if field.name not in traced_names(config)]
-    other = [name for name in static_names if getattr(hyperparameters, name) != getattr(config, name)]
-    require(
-        not other, f"hyperparameters may differ from the learner's in traced fields only, not in {', '.join(other)}"
-    )
+    forward = make_forward(config, net)
+    return Learner(init=init, act=make_act(forward), estimate=make_estimate(forward), fit=fit, axis_name=axis_name)
 
 
 def _steer(rate: Array, kl: Array, target: Array | float) -> Array:
@@ -502,18 +342,4 @@ def _steer(rate: Array, kl: Array, target: Array | float) -> Array:
     return jnp.clip(rate, *LEARNING_RATE_RANGE)
 
 
-def _value_diagnostics(batch: Batch, axis_name: str | None) -> Info:
-    """How well the values at acting time explained the returns."""
-
-    def mean(x: Array) -> Array:
-        return masked_mean(x, batch.mask, axis_name)
-
-    variance = mean(jnp.square(batch.returns - mean(batch.returns)))
-    residual = mean(jnp.square(batch.advantages - mean(batch.advantages)))
-    return {
-        "explained_variance": jnp.where(variance > 0, 1.0 - residual / jnp.maximum(variance, 1e-12), 0.0),
-        "return_mean": mean(batch.returns),
-    }
-
-
-__all__ = ["Minibatch", "PPOConfig", "PPOParams", "PPOState", "ppo", "ppo_loss"]
+__all__ = ["Minibatch", "PPOConfig", "PPOState", "ppo", "ppo_loss"]

@@ -5,6 +5,7 @@ A case is a function of keyword arguments that returns plain numbers. ``devices`
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -125,17 +126,27 @@ def training(
     return {**timed, **seconds, "unit": "environment steps/s"}
 
 
-def update(env: str = "ant", devices: int = 2, repeats: int = 15, **options: Any) -> dict[str, Any]:
-    """Decisions/s of the learner alone (estimate and fit) on a made-up rollout of the preset's shape."""
+def update(
+    env: str = "ant", devices: int = 2, repeats: int = 15, trpo: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Decisions/s of the learner alone (estimate and fit) on a made-up rollout of the preset's shape.
+
+    PPO with the preset's hyperparameters, or TRPO with those of ``trpo`` and the same networks and normalisation.
+    """
     from jax.sharding import PartitionSpec
 
     import azjax
+    from azjax.on_policy import OnPolicyConfig
     from azjax.runs.options import preset_options, resolve
     from azjax.xla import compiler_options
 
     settings = resolve(preset_options(env, **options))
     environment = azjax.make_env(env)
-    learner = azjax.ppo(settings.ppo, axis_name=AXIS)
+    if trpo is None:
+        learner = azjax.ppo(settings.ppo, axis_name=AXIS)
+    else:
+        common = {f.name: getattr(settings.ppo, f.name) for f in dataclasses.fields(OnPolicyConfig)}
+        learner = azjax.trpo(azjax.TRPOConfig(**common | trpo), axis_name=AXIS)
     shape = (settings.rollout_length, settings.lanes)
     state = learner.init(jax.random.key(0), environment.observation_spec, environment.action_spec)
     size = environment.observation_spec.shape[0]
@@ -224,8 +235,6 @@ def gae(form: str = "scan", length: int = 128, lanes: int = 4096, repeats: int =
 
 def startup_once(env: str = "ant", **options: Any) -> dict[str, Any]:
     """Seconds from process start to the end of the first update, the way ``azjax train`` gets there."""
-    import dataclasses
-
     from azjax.runs import machine, programs
     from azjax.runs.options import preset_options, resolve
 

@@ -139,6 +139,18 @@ def peers() -> list[Case]:
     return cases
 
 
+def trpo() -> list[Case]:
+    """One update of TRPO beside one of PPO, on equal data of ant's preset."""
+    variants: dict[str, dict[str, Any] | None] = {
+        "ppo": None,
+        "trpo, F from all decisions": {"minibatches": 16, "epochs": 4},
+        "trpo, F from a tenth": {"minibatches": 16, "epochs": 4, "fisher_subsampling": 10},
+        "trpo, F from all, double-backward": {"minibatches": 16, "epochs": 4, "fisher_form": "double-backward"},
+        "trpo, F from all, values by trust region": {"value_update": "trust-region"},
+    }
+    return [Case(f"ant {label}", "update", {"env": "ant", "devices": 2, "trpo": v}) for label, v in variants.items()]
+
+
 def startup() -> list[Case]:
     """From process start to the first update; each case measures an empty and then a filled compilation cache."""
     return [Case(env, "startup", {"env": env}, figure="warm_seconds") for env in ("ant", "humanoid")]
@@ -182,5 +194,6 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "scaling": scaling,
     "peers": peers,
     "startup": startup,
+    "trpo": trpo,
     "threshold": threshold,
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import azjax
-from azjax.config import as_arrays, register_config, require, require_number, static, traced, traced_names
+from azjax.config import ConfigError, as_arrays, register_config, require, require_number, static, traced, traced_names
 
 
 @register_config
@@ -86,15 +86,54 @@ def test_require_number_includes_its_bounds(value):
     require_number("gamma", value, 0.0, 1.0)
 
 
-def test_ppo_config_traces_its_floats():
+@pytest.mark.parametrize("kind", [azjax.PPOConfig, azjax.TRPOConfig])
+def test_learners_trace_their_floats(kind):
     """Every float is traced but the one that only initialises; every count and choice is static."""
-    hints = typing.get_type_hints(azjax.PPOConfig)
-    floats = {name for name, kind in hints.items() if kind is float}
-    assert set(traced_names(azjax.PPOConfig)) == floats - {"init_std"}
+    floats = {name for name, hint in typing.get_type_hints(kind).items() if hint is float}
+    assert set(traced_names(kind)) == floats - {"init_std"}
 
 
-def test_ppo_config_makes_sense_by_default():
-    azjax.PPOConfig().validate()
+@pytest.mark.parametrize("kind", [azjax.PPOConfig, azjax.TRPOConfig])
+def test_learners_make_sense_by_default(kind):
+    kind().validate()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_kl", 0.0),
+        ("max_kl", math.nan),
+        ("damping", -0.1),
+        ("damping", math.inf),
+        ("cg_tolerance", -1e-9),
+        ("accept_ratio", 1.5),
+        ("backtrack_factor", 1.0),
+        ("backtrack_factor", 0.0),
+        ("learning_rate", -1e-3),
+        ("max_value_change", 0.0),
+        ("value_damping", -1.0),
+        ("cg_iterations", 0),
+        ("max_backtracks", -1),
+        ("fisher_subsampling", 0),
+        ("fisher_form", "dense"),
+        ("value_update", "lbfgs"),
+        ("advantage_normalization", "minibatch"),
+        ("epochs", 0),
+        ("minibatches", 0),
+        ("gamma", 1.01),
+        ("lam", -0.1),
+        ("reward_scale", 0.0),
+        ("activation", "sine"),
+        ("policy_hidden", (64, 0)),
+        ("shared_torso", True),
+    ],
+)
+def test_trpo_config_names_the_field_that_makes_no_sense(field, value):
+    config = azjax.TRPOConfig(**{field: value})
+    with pytest.raises(ConfigError, match=f"^{field} is "):
+        config.validate()
+    with pytest.raises(ConfigError, match=field):
+        azjax.trpo(config)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -353,3 +354,36 @@ def test_float64_stays_float64():
             assert distribution.log_prob(jnp.ones(2)).dtype == jnp.float64
         choice = Categorical(jnp.zeros(3))
         assert choice.sample(KEY).dtype == choice.mode().dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ["Normal", "TanhNormal", "Categorical"])
+def test_the_fisher_product_is_the_hessian_of_the_divergence_and_the_variance_of_the_score(name):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        if name == "Categorical":
+            distribution = Categorical(jnp.asarray(rng.normal(size=4)))
+        else:
+            distribution = {"Normal": Normal, "TanhNormal": TanhNormal}[name](
+                jnp.asarray(rng.normal(size=2)), jnp.asarray(rng.normal(size=2) * 0.3)
+            )
+        flat, unravel = jax.flatten_util.ravel_pytree(distribution)
+        found = jax.vmap(lambda v: jax.flatten_util.ravel_pytree(distribution.fisher_product(unravel(v)))[0])(
+            jnp.eye(flat.size)
+        )
+        hessian = jax.hessian(lambda other: distribution.kl(unravel(other)))(flat)
+        np.testing.assert_allclose(found, hessian, rtol=1e-9, atol=1e-12)
+
+        actions = samples(distribution, 50_000)
+        scores = jax.vmap(jax.grad(lambda x, a: unravel(x).log_prob(a)), (None, 0))(flat, jnp.asarray(actions))
+        np.testing.assert_allclose(found, np.cov(scores.T), atol=0.1)
+
+
+def test_the_fisher_product_leaves_out_what_has_no_gradient():
+    beyond = Normal(jnp.zeros(2), jnp.array([LOG_STD_RANGE[0] - 1, LOG_STD_RANGE[1] + 1]))
+    np.testing.assert_array_equal(beyond.fisher_product(Normal(jnp.zeros(2), jnp.ones(2))).log_std, 0.0)
+    masked = Categorical(jnp.array([0.0, -jnp.inf, 1.0]))
+    product = masked.fisher_product(Categorical(jnp.array([1.0, jnp.nan, 0.0]))).logits
+    p = np.exp([0.0, 1.0]) / np.exp([0.0, 1.0]).sum()
+    np.testing.assert_allclose(product, [p[0] * (1 - p[0]), 0.0, -p[0] * p[1]], rtol=1e-6)
+    with pytest.raises(AssertionError, match="shape"):
+        Normal(jnp.zeros((4, 2)), jnp.zeros(2)).fisher_product(Normal(jnp.zeros((4, 2)), jnp.zeros(2)))

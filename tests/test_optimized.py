@@ -61,7 +61,7 @@ for a, b in zip(jax.tree.leaves(one.learner.params), jax.tree.leaves(two.learner
     np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
 
 network = azjax.ppo(CONFIG)
-from azjax.ppo import default_network
+from azjax.on_policy import default_network
 
 @jax.jit
 def ratio(params, batch):

@@ -16,11 +16,11 @@ from toy_envs import numpy_gae
 import azjax
 from azjax.config import traced_names
 from azjax.normalization import init_statistics, update_statistics
+from azjax.on_policy import default_network
 from azjax.ppo import (
     LEARNING_RATE_RANGE,
     Minibatch,
     _steer,
-    default_network,
     make_schedule,
     ppo_loss,
 )

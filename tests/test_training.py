@@ -17,7 +17,7 @@ from toy_envs import numpy_gae
 import azjax
 from azjax.counters import counter_from_int
 from azjax.envs.lanes import plain_vmap, pool_layout
-from azjax.ppo import default_network
+from azjax.on_policy import default_network
 
 TINY = {"epochs": 1, "minibatches": 1, "policy_hidden": (8,), "value_hidden": (8,)}
 
