@@ -5,16 +5,15 @@ Hardware:  2 CPU cores (any machine works; the presets are tuned for few cores)
 Time:      23 minutes beside other work on 2 cores of an AMD EPYC, a longer while on older ones
 Expected:  mean over seeds: inverted_pendulum 1000, reacher -73, hopper 2367, walker2d 2439, halfcheetah 5171, ant 5358
 
-Every run is an ``azjax train`` in a process of its own and keeps its folder; a run that is finished is not repeated, so
-the script can be interrupted and started again. At the end it writes ``table.md``, ``results.json`` and ``curves.png``
-into the output folder.
+Every run is an ``azjax train`` in a process of its own and keeps its folder. The script can be interrupted and started
+again: a run that is finished is not repeated, and one that was interrupted goes on. At the end it writes ``table.md``,
+``results.json`` and ``curves.png`` into the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,14 +49,18 @@ def main() -> None:
 
 
 def train(folder: Path, task: str, seed: int, steps: int | None) -> None:
-    """One run, unless it is finished already."""
+    """One run, unless it is finished already; goes on with one that was interrupted."""
     if (folder / "summary.json").exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "azjax", "train", task, "--seed", str(seed), "--run", str(folder)]
-    command += ["--evaluations", "12", "--evaluation-episodes", "64"]
+    command = [sys.executable, "-m", "azjax"]
+    if (folder / "config.yaml").exists():
+        command += ["resume", str(folder)]
+    else:
+        command += ["train", task, "--seed", str(seed), "--run", str(folder)]
+        command += ["--evaluations", "12", "--evaluation-episodes", "64"]
+        command += ["--steps", str(steps)] if steps else []
     print(" ".join(command[1:]), flush=True)
-    subprocess.run(command + (["--steps", str(steps)] if steps else []), check=True)
+    subprocess.run(command, check=True)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
