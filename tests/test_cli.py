@@ -477,12 +477,13 @@ def test_no_command_is_wrong_but_helpful(capsys: pytest.CaptureFixture[str]) -> 
 
 def helps(cls: type) -> Iterator[tuple[str, str]]:
     """Each option of a dataclass with its docstring, those of nested dataclasses included."""
-    (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
     documented: dict[str, str] = {}
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            documented[field.target.id] = text.value.value  # type: ignore[union-attr]
+    for base in (c for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c)):
+        (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                documented[field.target.id] = text.value.value  # type: ignore[union-attr]
     for field in dataclasses.fields(cls):
         assert documented.get(field.name), f"{cls.__name__}.{field.name} has no help text"
         if dataclasses.is_dataclass(field.default_factory):
