@@ -89,6 +89,15 @@ class OnPolicyConfig:
             "shared_torso needs the same observation for policy and value function",
         )
 
+    @property
+    def batch_divisor(self) -> int:
+        """What the number of decisions in a batch, on each device, must be divisible by."""
+        return 1
+
+    def lengthened(self: C, updates: int, before: int = 0) -> C:
+        """The configuration for a run of so many updates, where it depends on them and was made for ``before``."""
+        return self
+
     def _require_numbers(self, *bounds: tuple[str, float, float]) -> None:
         for name, low, high in bounds:
             require_number(name, getattr(self, name), low, high)

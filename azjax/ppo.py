@@ -70,6 +70,17 @@ class PPOConfig(OnPolicyConfig):
     advantage_normalization: Literal["batch", "minibatch", "none"] = static("batch")
     """Where advantages are centred and scaled: over the whole batch of all devices, per minibatch, or not at all."""
 
+    @property
+    def batch_divisor(self) -> int:
+        """The number of minibatches."""
+        return self.minibatches
+
+    def lengthened(self, updates: int, before: int = 0) -> PPOConfig:
+        """The configuration with a falling schedule over so many updates, if it falls over ``before`` of them."""
+        if self.schedule not in ("linear", "cosine") or self.schedule_updates != before:
+            return self
+        return dataclasses.replace(self, schedule_updates=updates)
+
     def validate(self) -> None:
         """Raises ``ConfigError``, naming field and value, for the first field that makes no sense."""
         super().validate()

@@ -87,6 +87,11 @@ class TRPOConfig(OnPolicyConfig):
     advantage_normalization: Literal["batch", "none"] = static("batch")
     """Whether advantages are centred and scaled over the whole batch of all devices."""
 
+    @property
+    def batch_divisor(self) -> int:
+        """The number of minibatches that the value function is fitted in."""
+        return self.minibatches if self.value_update == "adam" else 1
+
     def validate(self) -> None:
         """Raises ``ConfigError``, naming field and value, for the first field that makes no sense."""
         super().validate()

@@ -116,7 +116,7 @@ def training(
     from azjax.runs.options import preset_options, resolve
 
     settings = resolve(preset_options(env, backend, vectorize=vectorize, **options))
-    learner = azjax.ppo(settings.ppo, axis_name=AXIS)
+    learner = azjax.ppo(settings.learner, axis_name=AXIS)
     trainer = programs.trainer_of(settings, azjax.make_env(env, backend), learner)
     program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
     compiled, seconds = compile_timed(program.step, program.state)
@@ -143,9 +143,9 @@ def update(
     settings = resolve(preset_options(env, **options))
     environment = azjax.make_env(env)
     if trpo is None:
-        learner = azjax.ppo(settings.ppo, axis_name=AXIS)
+        learner = azjax.ppo(settings.learner, axis_name=AXIS)
     else:
-        common = {f.name: getattr(settings.ppo, f.name) for f in dataclasses.fields(OnPolicyConfig)}
+        common = {f.name: getattr(settings.learner, f.name) for f in dataclasses.fields(OnPolicyConfig)}
         learner = azjax.trpo(azjax.TRPOConfig(**common | trpo), axis_name=AXIS)
     shape = (settings.rollout_length, settings.lanes)
     state = learner.init(jax.random.key(0), environment.observation_spec, environment.action_spec)

@@ -313,7 +313,7 @@ def test_the_policy_describes_itself(run: Run) -> None:
     description = run.json("policy.json")
     assert description["action"] == {"kind": "Box", "size": 1}
     assert description["ppo"]["policy_hidden"] == [32, 32]
-    assert description["ppo"]["schedule_updates"] == run.options.ppo.schedule_updates
+    assert description["ppo"]["schedule_updates"] == run.options.learner.schedule_updates
 
 
 def test_the_configuration_holds_flags_and_preset(run: Run) -> None:
@@ -328,8 +328,8 @@ def test_the_configuration_holds_flags_and_preset(run: Run) -> None:
     assert config["ppo"]["policy_hidden"] == [32, 32]
     assert config["ppo"]["learning_rate"] == 1e-5
     preset = preset_options("inverted_pendulum")
-    assert config["ppo"]["gamma"] == preset.ppo.gamma
-    assert config["ppo"]["schedule"] == preset.ppo.schedule
+    assert config["ppo"]["gamma"] == preset.learner.gamma
+    assert config["ppo"]["schedule"] == preset.learner.schedule
 
 
 def test_the_curves_are_a_picture(run: Run) -> None:
@@ -534,8 +534,8 @@ def test_flags_override_the_preset_wherever_the_environment_stands() -> None:
     assert read_options(["ant", "--no-stagger", "--randomize"], "p") == preset_options(
         "ant", stagger=False, randomize=True
     )
-    assert read_options(["ant", "--policy-hidden", "3", "4"], "p").ppo.policy_hidden == (3, 4)
-    assert read_options(["ant", "--value_clip", "inf"], "p").ppo.value_clip == float("inf")
+    assert read_options(["ant", "--policy-hidden", "3", "4"], "p").learner.policy_hidden == (3, 4)
+    assert read_options(["ant", "--value_clip", "inf"], "p").learner.value_clip == float("inf")
 
 
 def test_envs_lists_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

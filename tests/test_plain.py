@@ -10,8 +10,8 @@ import yaml
 
 from azjax.config import ConfigError
 from azjax.ppo import PPOConfig
-from azjax.runs.options import TrainOptions, preset_options, read_options, resolve, to_plain, to_yaml
-from azjax.runs.plain import from_plain
+from azjax.runs.options import TrainOptions, parse_options, preset_options, read_options, resolve, to_plain, to_yaml
+from azjax.trpo import TRPOConfig
 
 
 @pytest.mark.parametrize("env", ["ant", "hopper", "reacher", "inverted_pendulum", "swimmer"])
@@ -23,9 +23,11 @@ def test_options_come_back_from_their_file(tmp_path: Path, env: str) -> None:
 
 
 def test_what_is_missing_takes_its_default() -> None:
-    assert from_plain(TrainOptions, {"env": "hopper", "ppo": {"gamma": 0.5}}) == TrainOptions(
-        env="hopper", ppo=PPOConfig(gamma=0.5)
-    )
+    text = b"schema: 1\nenv: hopper\nppo: {gamma: 0.5}\n"
+    assert parse_options(text, Path("config.yaml")) == TrainOptions(env="hopper", learner=PPOConfig(gamma=0.5))
+    text = b"schema: 1\nalgorithm: trpo\ntrpo: {max_kl: 0.5}\n"
+    trpo = TrainOptions(algorithm="trpo", learner=TRPOConfig(max_kl=0.5))
+    assert parse_options(text, Path("config.yaml")) == trpo
 
 
 @pytest.mark.parametrize(
@@ -48,14 +50,18 @@ def test_what_is_missing_takes_its_default() -> None:
         ("ppo", {"gama": 0.9}, "unknown option 'gama'; did you mean 'gamma'"),
         ("ppo", {"policy_hidden": [64, 0.5]}, "policy_hidden is"),
         ("ppo", {"policy_hidden": [2] * 1000}, "policy_hidden is"),
+        ("trpo", {"gamma": 0.9}, "unknown option 'trpo'"),
+        ("learner", {"gamma": 0.9}, "unknown option 'learner'"),
+        ("algorithm", "sac", "algorithm is 'sac'"),
+        ("algorithm", ["ppo"], r"algorithm is \['ppo'\]"),
+        ("algorithm", "trpo", "unknown option 'ppo'"),
         (3, 1, "unknown option 3"),
     ],
 )
 def test_a_wrong_value_is_named(name: Any, value: Any, fragment: str) -> None:
-    data = to_plain(TrainOptions())
-    del data["schema"]
+    text = yaml.safe_dump(to_plain(TrainOptions()) | {name: value})
     with pytest.raises(ConfigError, match=fragment):
-        from_plain(TrainOptions, data | {name: value})
+        parse_options(text.encode(), Path("config.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from azjax.algorithms import ALGORITHMS
 from azjax.config import ConfigError
 from azjax.envs import SUPPORTED
 from azjax.envs.registry import backends_of
-from azjax.ppo import PPOConfig
 from azjax.runs.options import (
-    ALGORITHMS,
     TrainOptions,
     load_preset,
     preset_options,
@@ -58,9 +57,10 @@ def test_a_preset_names_an_environment_and_fields_that_exist(algorithm: str, nam
     env, _, backend = name.partition("/")
     backends = backends_of(env)
     assert not backend or backend in backends
-    classes = {field.name: PPOConfig for field in dataclasses.fields(PPOConfig)}
+    config = ALGORITHMS[algorithm].config
+    classes: dict[str, type] = {field.name: config for field in dataclasses.fields(config)}
     classes |= {field.name: TrainOptions for field in dataclasses.fields(TrainOptions)}
-    for forbidden in ("env", "run", "seed", "ppo", "quiet"):
+    for forbidden in ("env", "run", "seed", "learner", "algorithm", "quiet"):
         classes.pop(forbidden, None)
     assert set(values) <= set(classes)
     for field, value in values.items():
@@ -80,7 +80,7 @@ def test_a_preset_runs_on_one_device_and_on_two(
     options.check_devices(devices)
     resolve(dataclasses.replace(options, devices=devices)).validate()
     for field, value in values.items():
-        holder = options.ppo if hasattr(options.ppo, field) else options
+        holder = options.learner if hasattr(options.learner, field) else options
         assert getattr(holder, field) == (tuple(value) if isinstance(value, list) else value)
 
 
@@ -117,14 +117,14 @@ def test_an_unknown_algorithm_is_named() -> None:
 def test_keywords_change_fields_of_the_run_and_of_the_learner() -> None:
     preset = preset_options("hopper")
     options = preset_options("hopper", steps=17, gamma=0.5, policy_hidden=[3, 4])
-    assert (options.steps, options.ppo.gamma, options.ppo.policy_hidden) == (17, 0.5, (3, 4))
-    back = {"steps": preset.steps, "gamma": preset.ppo.gamma, "policy_hidden": preset.ppo.policy_hidden}
+    assert (options.steps, options.learner.gamma, options.learner.policy_hidden) == (17, 0.5, (3, 4))
+    back = {"steps": preset.steps, "gamma": preset.learner.gamma, "policy_hidden": preset.learner.policy_hidden}
     assert with_changes(options, back) == preset
 
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("gama", "gamma"), ("learning-rate", "learning_rate"), ("step", "steps"), ("lane", "lanes"), ("ppo", None)],
+    [("gama", "gamma"), ("learning-rate", "learning_rate"), ("step", "steps"), ("lane", "lanes"), ("learner", None)],
 )
 def test_an_unknown_option_is_named_with_the_nearest(name: str, suggestion: str | None) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -318,6 +318,24 @@ def test_one_configuration_is_called_by_its_algorithm(tmp_path: Path) -> None:
     assert [group.label for group in task.groups] == ["ppo"]
 
 
+def test_algorithms_are_told_by_their_names(tmp_path: Path) -> None:
+    """However many options differ between them; what differs within one of them is named."""
+    ppo, trpo = make_run(tmp_path / "a"), make_run(tmp_path / "b", algorithm="trpo", lanes=2048)
+    (task,) = group_runs(runs_of(ppo, trpo))
+    assert [group.label for group in task.groups] == ["ppo", "trpo"]
+    assert "max_kl" not in task.groups[0].options
+    assert "clip" not in task.groups[1].options
+    larger = make_run(tmp_path / "c", algorithm="trpo", lanes=2048, max_kl=0.5)
+    (task,) = group_runs(runs_of(ppo, trpo, larger))
+    assert [group.label for group in task.groups] == ["ppo", "trpo · max_kl=0.01", "trpo · max_kl=0.5"]
+    many = {"gamma": 0.5, "lam": 0.5, "damping": 0.5, "cg_iterations": 5}
+    (task,) = group_runs(runs_of(ppo, trpo, make_run(tmp_path / "d", algorithm="trpo", lanes=2048, **many)))
+    labels = [group.label for group in task.groups]
+    assert labels[0] == "ppo"
+    assert labels[1].startswith("trpo · gamma=0.99 · damping=0.1")
+    assert labels[2].startswith("trpo · gamma=0.5 · damping=0.5")
+
+
 def test_other_physics_is_another_task(tmp_path: Path) -> None:
     runs = runs_of(make_run(tmp_path / "a"), make_run(tmp_path / "b", backend="mjx"))
     assert [task.name for task in group_runs(runs)] == ["ant (spring)", "ant (mjx)"]

@@ -26,7 +26,7 @@ def options_of(**changes: Any) -> TrainOptions:
     """20 updates of 512 environment steps, as they were used."""
     ppo = PPOConfig(schedule=changes.pop("schedule", "constant"))
     own = {"steps": 10_000, "lanes": 64, "rollout_length": 8, "devices": 2, "updates_per_call": 4, **changes}
-    return resolve(TrainOptions(**own, ppo=ppo))
+    return resolve(TrainOptions(**own, learner=ppo))
 
 
 def restored(**changes: Any) -> Restored:
@@ -44,13 +44,13 @@ def test_calls_of_a_longer_run_end_where_its_checkpoints_were_made(steps: int, p
 
 @pytest.mark.parametrize(("schedule", "updates"), [("linear", 40), ("cosine", 40), ("constant", 0), ("adaptive-kl", 0)])
 def test_a_schedule_is_stretched_over_a_longer_run(schedule: str, updates: int) -> None:
-    assert module.lengthened(options_of(schedule=schedule), 20_480, [20]).ppo.schedule_updates == updates
+    assert module.lengthened(options_of(schedule=schedule), 20_480, [20]).learner.schedule_updates == updates
 
 
 def test_a_schedule_of_the_users_own_length_stays() -> None:
     options = options_of(schedule="linear")
-    options = dataclasses.replace(options, ppo=dataclasses.replace(options.ppo, schedule_updates=7))
-    assert module.lengthened(options, 20_480, [20]).ppo.schedule_updates == 7
+    options = dataclasses.replace(options, learner=dataclasses.replace(options.learner, schedule_updates=7))
+    assert module.lengthened(options, 20_480, [20]).learner.schedule_updates == 7
 
 
 def test_nothing_is_said_where_nothing_differs() -> None:
@@ -99,7 +99,7 @@ def test_an_edited_configuration_is_named(tmp_path: Path) -> None:
     then = options_of()
     found = restored(config=to_yaml(then))
     goes_on(tmp_path, dataclasses.replace(then, tensorboard=False, quiet=True, steps=20_480), found)
-    edited = dataclasses.replace(then, action_repeat=2, ppo=dataclasses.replace(then.ppo, gamma=0.5))
+    edited = dataclasses.replace(then, action_repeat=2, learner=dataclasses.replace(then.learner, gamma=0.5))
     with pytest.raises(ConfigError, match=r"config\.yaml was changed .*: action_repeat 1 -> 2, gamma 0\.99 -> 0\.5"):
         goes_on(tmp_path, edited, found)
     with pytest.raises(ConfigError, match="updates_per_call=5 does not divide the 12 updates that are left"):

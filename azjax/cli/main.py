@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             raise
         return BROKEN
+    except BrokenPipeError:  # nobody reads any more
+        return BROKEN
     except OSError as error:
         print(f"{prog}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return BROKEN

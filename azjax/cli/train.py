@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
-from azjax.cli.parsing import parse
+from azjax.cli.parsing import flags_of, parse
+from azjax.config import ConfigError
+from azjax.ppo import PPOConfig
 from azjax.runs.options import TrainOptions, preset_options
 from azjax.runs.train import train
+from azjax.trpo import TRPOConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOTrainOptions(TrainOptions):
+    """Options of one training run with PPO; `--algorithm trpo --help` shows those of TRPO."""
+
+    learner: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    """Hyperparameters of PPO."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TRPOTrainOptions(TrainOptions):
+    """Options of one training run with TRPO."""
+
+    learner: TRPOConfig = dataclasses.field(default_factory=TRPOConfig)
+    """Hyperparameters of TRPO."""
+
+
+FLAGS: dict[str, type[TrainOptions]] = {"ppo": PPOTrainOptions, "trpo": TRPOTrainOptions}
 
 
 def run(args: Sequence[str], prog: str) -> int:
@@ -16,11 +40,33 @@ def run(args: Sequence[str], prog: str) -> int:
 
 
 def read_options(args: Sequence[str], prog: str) -> TrainOptions:
-    """Options from the preset of the chosen environment, overridden by flags.
+    """Options from the preset of the chosen environment and algorithm, overridden by flags.
 
     ``--help`` shows the preset's values as defaults of the environment that is named beside it.
     """
+    algorithm = _algorithm(args)
+    flags = FLAGS.get(algorithm, PPOTrainOptions)
+    _check_owner(args, algorithm, flags, prog)
     help_flags = [a for a in args if a in ("-h", "--help")]
-    chosen = parse(TrainOptions, [a for a in args if a not in help_flags], prog=prog)
+    chosen = parse(flags, [a for a in args if a not in help_flags], prog=prog)
     preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
-    return parse(TrainOptions, args, prog=prog, default=preset)
+    return TrainOptions(**vars(parse(flags, args, prog=prog, default=flags(**vars(preset)))))
+
+
+def _algorithm(args: Sequence[str]) -> str:
+    """What the command line names as the algorithm: it decides which flags there are."""
+    chosen = "ppo"
+    for word, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        if flag == "--algorithm":
+            chosen = value if equals else following
+    return chosen
+
+
+def _check_owner(args: Sequence[str], algorithm: str, flags: type[TrainOptions], prog: str) -> None:
+    """Raises ``ConfigError`` for a flag that only another algorithm has."""
+    for word in args:
+        flag = word.partition("=")[0].replace("_", "-")
+        owners = [name for name, other in FLAGS.items() if flag in flags_of(other)]
+        if owners and flag not in flags_of(flags):
+            raise ConfigError(f"{flag} is an option of {owners[0]}, not of {algorithm}; see {prog} --help")

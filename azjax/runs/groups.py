@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+from azjax.algorithms import ALGORITHMS
+from azjax.on_policy import OnPolicyConfig
 from azjax.runs.options import TrainOptions, flat_options
 from azjax.runs.results import Plain, Run
 
@@ -53,16 +55,18 @@ def group_runs(runs: Sequence[Run]) -> list[Task]:
 
     Runs belong to one group if all options are equal but ``NEUTRAL`` ones; an option that one of them lacks, being of
     an older version, counts as its default. Labels are made of the options that differ within any task, so that the
-    same change has the same label on all of them.
+    same change has the same label on all of them; what differs between algorithms only is told by their names.
     """
     tasks: dict[tuple[str, str], dict[tuple[tuple[str, Plain], ...], list[Run]]] = {}
-    defaults = _defaults()
+    defaults = {name: _defaults(algorithm.config) for name, algorithm in ALGORITHMS.items()}
+    order = {name: place for place, name in enumerate(dict.fromkeys(n for own in defaults.values() for n in own))}
     for run in runs:
-        options = {k: v for k, v in (defaults | dict(run.options)).items() if k not in NEUTRAL | {"env", "backend"}}
-        key = tuple(sorted(options.items(), key=lambda item: _place(defaults, item[0])))
+        own = defaults.get(str(run.options.get("algorithm")), defaults["ppo"])
+        options = {k: v for k, v in (own | dict(run.options)).items() if k not in NEUTRAL | {"env", "backend"}}
+        key = tuple(sorted(options.items(), key=lambda item: _place(order, item[0])))
         tasks.setdefault((run.env, run.backend), {}).setdefault(key, []).append(run)
-    names = {name for groups in tasks.values() for name in differing([dict(key) for key in groups])}
-    varying = sorted(names, key=lambda name: _place(defaults, name))
+    names = {name for groups in tasks.values() for name in _telling([dict(key) for key in groups])}
+    varying = sorted(names, key=lambda name: _place(order, name))
     return [Task(env, backend, tuple(_groups(groups, varying))) for (env, backend), groups in tasks.items()]
 
 
@@ -72,9 +76,18 @@ def _groups(groups: Mapping[tuple[tuple[str, Plain], ...], list[Run]], varying: 
         yield Group(label, own, tuple(sorted(runs, key=lambda run: run.seed)))
 
 
-def _place(defaults: Mapping[str, Plain], name: str) -> tuple[int, str]:
+def _place(order: Mapping[str, int], name: str) -> tuple[int, str]:
     """Options in the order in which azjax has them, unknown ones at the end."""
-    return (list(defaults).index(name) if name in defaults else len(defaults), name)
+    return (order.get(name, len(order)), name)
+
+
+def _telling(options: Sequence[Mapping[str, Plain]]) -> list[str]:
+    """Names that tell configurations apart: the algorithm, and what differs between those of one algorithm."""
+    algorithms: dict[Plain, list[Mapping[str, Plain]]] = {}
+    for entry in options:
+        algorithms.setdefault(entry.get("algorithm"), []).append(entry)
+    several = ["algorithm"] if len(algorithms) > 1 else []
+    return several + [name for own in algorithms.values() for name in differing(own)]
 
 
 def differing(options: Sequence[Mapping[str, Plain]]) -> list[str]:
@@ -99,8 +112,9 @@ def _key(value: Plain) -> tuple[str, Plain]:
     return ("number" if type(value) in (int, float) else type(value).__name__, value)
 
 
-def _defaults() -> dict[str, Plain]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in flat_options(TrainOptions()).items()}
+def _defaults(config: type[OnPolicyConfig]) -> dict[str, Plain]:
+    options = dataclasses.replace(TrainOptions(), learner=config())
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in flat_options(options).items()}
 
 
 def _labels(groups: Sequence[Mapping[str, Plain]], varying: Sequence[str]) -> list[str]:
@@ -111,10 +125,13 @@ def _labels(groups: Sequence[Mapping[str, Plain]], varying: Sequence[str]) -> li
     """
     plain = [name for name in varying if name not in DERIVED]
     names = plain if len({_values(group, plain) for group in groups}) == len(groups) else list(varying)
-    chosen = [names for _ in groups]
+    chosen = [[name for name in names if name in group] for group in groups]
     if len(names) > _MOST_NAMED:
         usual = {name: _usual([group.get(name) for group in groups]) for name in names}
-        chosen = [[name for name in names if _key(group.get(name)) != _key(usual[name])] for group in groups]
+        chosen = [
+            [name for name in own if name == "algorithm" or _key(group[name]) != _key(usual[name])]
+            for group, own in zip(groups, chosen, strict=True)
+        ]
     labels = [
         _label(group, own) if names else str(group.get("algorithm")) for group, own in zip(groups, chosen, strict=True)
     ]

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 import yaml
 
+from azjax.algorithms import ALGORITHMS
 from azjax.config import ConfigError, nearest, require, require_number
 from azjax.envs.lanes import check_division, check_lengths
 from azjax.envs.registry import check_env_name, default_backend
+from azjax.on_policy import OnPolicyConfig
 from azjax.ppo import PPOConfig
 from azjax.runs.plain import from_plain
 from azjax.runs.reading import parse_yaml, read_limited
 
 SCHEMA = 1
 _LARGEST_CONFIG = 1 << 20
-ALGORITHMS = ("ppo",)
+AlgorithmName = Literal["ppo", "trpo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,8 @@ class TrainOptions:
     """Environment to train on; `azjax envs` lists them."""
     backend: str | None = None
     """Physics: spring, positional, generalized or mjx. Default: spring where the environment has it."""
-    algorithm: Literal["ppo"] = "ppo"
-    """Learner."""
+    algorithm: AlgorithmName = "ppo"
+    """Learner; the help text shows its hyperparameters if it is named beside --help."""
     steps: int = 1_000_000
     """Environment steps of all lanes together; training stops at the first update that reaches them."""
     seed: int = 0
@@ -77,8 +80,8 @@ class TrainOptions:
     """Keep compiled programs on disk for the next start."""
     quiet: bool = False
     """Print only the summary."""
-    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
-    """Hyperparameters of PPO."""
+    learner: OnPolicyConfig = dataclasses.field(default_factory=PPOConfig)
+    """Hyperparameters of the algorithm."""
 
     @property
     def env_steps_per_update(self) -> int:
@@ -98,7 +101,7 @@ class TrainOptions:
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
         check_env_name(self.env, default_backend(self.env) if self.backend is None else self.backend)
-        for name, choices in (("algorithm", ALGORITHMS), ("vectorize", ("minor", "vmap"))):
+        for name, choices in (("algorithm", get_args(AlgorithmName)), ("vectorize", ("minor", "vmap"))):
             value = getattr(self, name)
             require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
         for name, most in (
@@ -124,7 +127,13 @@ class TrainOptions:
         for name in ("reset_pool", "devices", "updates_per_call"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), 1, 2**30)
-        self.ppo.validate()
+        expected = ALGORITHMS[self.algorithm].config
+        require(
+            type(self.learner) is expected,
+            f"learner is a {type(self.learner).__name__}, but algorithm {self.algorithm!r} needs a "
+            f"{expected.__name__}; preset_options fills in both",
+        )
+        self.learner.validate()
         if self.devices is not None:
             self.check_devices(self.devices)
         per_call = self.updates_per_call or 1
@@ -139,9 +148,10 @@ class TrainOptions:
         check_division(self.lanes, devices)
         decisions = self.lanes * self.rollout_length // devices
         require(
-            decisions % self.ppo.minibatches == 0,
+            decisions % self.learner.batch_divisor == 0,
             f"{self.lanes} lanes x {self.rollout_length} decisions on {devices} device{'s' * (devices > 1)} "
-            f"can't be cut into {self.ppo.minibatches} equal minibatches; change lanes, rollout-length or minibatches",
+            f"can't be cut into {self.learner.batch_divisor} equal minibatches; change lanes, rollout-length or "
+            "minibatches",
         )
 
     def fits(self, devices: int) -> bool:
@@ -158,13 +168,12 @@ def resolve(options: TrainOptions) -> TrainOptions:
     backend = default_backend(options.env) if options.backend is None else options.backend
     check_env_name(options.env, backend)
     options = dataclasses.replace(options, backend=backend)
-    ppo = options.ppo
-    if ppo.schedule in ("linear", "cosine") and ppo.schedule_updates == 0 and options.env_steps_per_update > 0:
-        ppo = dataclasses.replace(ppo, schedule_updates=max(options.updates, 1))
-    return dataclasses.replace(options, ppo=ppo)
+    if options.env_steps_per_update <= 0:  # which validate refuses
+        return options
+    return dataclasses.replace(options, learner=options.learner.lengthened(max(options.updates, 1)))
 
 
-def load_preset(env: str, backend: str | None = None, algorithm: str = "ppo") -> dict[str, Any]:
+def load_preset(env: str, backend: str | None = None, algorithm: AlgorithmName = "ppo") -> dict[str, Any]:
     """The tuned settings for an environment, as plain data; ``{}`` if there are none.
 
     ``ENV/BACKEND`` in the file goes before ``ENV``.
@@ -177,7 +186,7 @@ def load_preset(env: str, backend: str | None = None, algorithm: str = "ppo") ->
 
 
 def preset_options(
-    env: str, backend: str | None = None, algorithm: Literal["ppo"] = "ppo", **changes: Any
+    env: str, backend: str | None = None, algorithm: AlgorithmName = "ppo", **changes: Any
 ) -> TrainOptions:
     """Training options of an environment: its preset, changed by keyword.
 
@@ -185,45 +194,47 @@ def preset_options(
       env: environment name.
       backend: physics backend, or ``None`` for the default.
       algorithm: the learner.
-      **changes: fields of ``TrainOptions``, or of its ``PPOConfig``.
+      **changes: fields of ``TrainOptions``, or of the learner's configuration.
 
     Raises:
       ConfigError: for an unknown environment or field.
 
     Examples:
-      >>> preset_options("ant", steps=1000, learning_rate=1e-3).ppo.learning_rate
+      >>> preset_options("ant", steps=1000, learning_rate=1e-3).learner.learning_rate
       0.001
     """
     check_env_name(env, default_backend(env) if backend is None else backend)
-    options = TrainOptions(env=env, backend=backend, algorithm=algorithm)
-    return with_changes(with_changes(options, load_preset(env, backend, algorithm)), changes)
+    preset = load_preset(env, backend, algorithm)
+    options = TrainOptions(env=env, backend=backend, algorithm=algorithm, learner=ALGORITHMS[algorithm].config())
+    return with_changes(with_changes(options, preset), changes)
 
 
 def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
     """The options with some fields changed; fields of the learner's configuration stand beside the others."""
-    own = {field.name for field in dataclasses.fields(TrainOptions)} - {"ppo"}
-    learner = {field.name for field in dataclasses.fields(PPOConfig)}
+    own = {field.name for field in dataclasses.fields(TrainOptions)} - {"learner"}
+    learner = {field.name for field in dataclasses.fields(options.learner)}
     for name in changes:
         known = sorted(own | learner)
         require(name in own | learner, f"unknown option {name!r}{nearest(name, known)}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     of_learner: dict[str, Any] = {k: v for k, v in values.items() if k in learner}
     of_run: dict[str, Any] = {k: v for k, v in values.items() if k in own}
-    return dataclasses.replace(options, ppo=dataclasses.replace(options.ppo, **of_learner), **of_run)
+    return dataclasses.replace(options, learner=dataclasses.replace(options.learner, **of_learner), **of_run)
 
 
 def to_plain(options: TrainOptions) -> dict[str, Any]:
-    """The options as plain data for a YAML or JSON file."""
+    """The options as plain data for a YAML or JSON file; the learner's are below the name of the algorithm."""
     data = dataclasses.asdict(options)
     data["run"] = None if options.run is None else str(options.run)
-    data["ppo"] = {k: list(v) if isinstance(v, tuple) else v for k, v in data["ppo"].items()}
-    return {"schema": SCHEMA, **data}
+    learner = {k: list(v) if isinstance(v, tuple) else v for k, v in data.pop("learner").items()}
+    return {"schema": SCHEMA, **data, options.algorithm: learner}
 
 
 def flat_options(options: TrainOptions) -> dict[str, Any]:
     """The options by name, those of the learner beside the others."""
     plain = to_plain(options)
-    return {**{name: value for name, value in plain.items() if name != "ppo"}, **plain["ppo"]}
+    learner = plain.pop(options.algorithm)
+    return plain | learner
 
 
 def to_yaml(options: TrainOptions) -> str:
@@ -249,6 +260,10 @@ def parse_options(content: bytes, path: Path) -> TrainOptions:
     schema = data.pop("schema", None) if isinstance(data, dict) else None
     require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
     try:
-        return from_plain(TrainOptions, data)
+        algorithm = data.get("algorithm", "ppo")
+        require(algorithm in get_args(AlgorithmName), f"algorithm is {reprlib.repr(algorithm)}")
+        learner = from_plain(ALGORITHMS[algorithm].config, data.pop(algorithm, {}))
+        require("learner" not in data, "unknown option 'learner'")
+        return dataclasses.replace(from_plain(TrainOptions, data), learner=learner)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; use another copy of it, or the version that wrote it") from error

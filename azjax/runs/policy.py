@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.config import ConfigError, require, require_number
+from azjax.algorithms import ALGORITHMS, make_learner
+from azjax.config import ConfigError, require, require_number, traced_names
 from azjax.envs.base import Environment
 from azjax.envs.registry import make_env
-from azjax.ppo import PPOConfig, ppo
+from azjax.on_policy import OnPolicyConfig
 from azjax.runs.arrays import named_leaves
 from azjax.runs.folder import replacing, to_json
-from azjax.runs.options import ALGORITHMS
 from azjax.runs.plain import check_types, from_plain
 from azjax.runs.reading import check_file, read_json
 from azjax.types import ActFn, Params
@@ -48,7 +48,7 @@ class LoadedPolicy(NamedTuple):
     env: Environment
     action_repeat: int
     description: dict[str, Any]
-    config: PPOConfig
+    config: OnPolicyConfig
 
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:
@@ -66,7 +66,9 @@ def params_sha256(params: Params) -> str:
     return digest.hexdigest()
 
 
-def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOConfig, settings: dict[str, Any]) -> str:
+def save_policy(
+    folder: Path, params: Params, env: Environment, *, config: OnPolicyConfig, settings: dict[str, Any]
+) -> str:
     """Writes ``policy.npz`` and ``policy.json`` into a folder.
 
     Args:
@@ -80,14 +82,15 @@ def save_policy(folder: Path, params: Params, env: Environment, *, config: PPOCo
       The digest of the parameters.
     """
     digest = params_sha256(params)
+    (algorithm,) = (name for name, algorithm in ALGORITHMS.items() if algorithm.config is type(config))
     description = {
         "schema": SCHEMA,
-        "algorithm": "ppo",
+        "algorithm": algorithm,
         "env": env.name,
         "backend": env.backend,
         **settings,
         **_describe_spaces(env),
-        "ppo": _plain_config(config),
+        algorithm: _plain_config(config),
         "params_sha256": digest,
     }
     # Both are complete before either takes its place.
@@ -114,10 +117,9 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     path = check_run(folder)
     description = _read_description(path / "policy.json")
     try:
-        config = from_plain(PPOConfig, description["ppo"])
-        config.validate()
         check_types(description, _DESCRIPTION_TYPES)
-        require(description["algorithm"] in ALGORITHMS, f"algorithm is {description['algorithm']!r}")
+        config = _config_of(description)
+        config.validate()
         require_number("action_repeat", description["action_repeat"], 1, 2**30)
         require_number("episode_length", description["episode_length"], 1, 2**30)
     except (KeyError, TypeError, ConfigError) as error:
@@ -136,7 +138,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
             found == space,
             f"{path / 'policy.json'}: {name} is {reprlib.repr(found)}, but {env.name} has {space}; {_MEND}",
         )
-    learner = ppo(config)
+    learner = make_learner(config)
     shapes = jax.eval_shape(
         lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
     )
@@ -157,22 +159,28 @@ def _describe_spaces(env: Environment) -> dict[str, Any]:
     }
 
 
-def _plain_config(config: PPOConfig) -> dict[str, Any]:
+def _plain_config(config: OnPolicyConfig) -> dict[str, Any]:
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
     # JSON has no infinity; null in a float field stands for it.
     return {k: None if v == float("inf") else v for k, v in plain.items()}
 
 
+def _config_of(description: dict[str, Any]) -> OnPolicyConfig:
+    """The learner's configuration in a description whose entries have their types."""
+    name = description["algorithm"]
+    require(name in ALGORITHMS, f"algorithm is {reprlib.repr(name)}; it must be one of {', '.join(ALGORITHMS)}")
+    plain, kind = description[name], ALGORITHMS[name].config
+    require(isinstance(plain, dict), f"{name} is {reprlib.repr(plain)}")
+    infinite = {k: float("inf") for k in traced_names(kind) if k in plain and plain[k] is None}
+    return from_plain(kind, plain | infinite)
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     data = read_json(path, _LARGEST_JSON)
-    require(isinstance(data.get("ppo"), dict), f"{path} does not describe a policy; {_MEND}")
     require(
         data.get("schema") == SCHEMA,
         f"{path} has schema {data.get('schema')!r}, this azjax reads {SCHEMA}; use the version that wrote it",
     )
-    for name in ("value_clip", "max_grad_norm"):
-        if data["ppo"].get(name, 0.0) is None:
-            data["ppo"][name] = float("inf")
     return data
 
 

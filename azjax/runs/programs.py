@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from azjax.algorithms import make_learner
 from azjax.config import require
 from azjax.envs import Environment, make_env
 from azjax.envs.lanes import choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator
-from azjax.ppo import ppo
 from azjax.runs import machine
 from azjax.runs.options import TrainOptions
 from azjax.runs.replay import has_scene
@@ -122,7 +122,7 @@ def plan(options: TrainOptions, devices: int) -> Plan:
         env = make_env(options.env, options.backend, episode_length=options.episode_length, randomize=options.randomize)
         options = as_used(options, devices)
         check_memory(options, env)
-        learner = ppo(options.ppo, axis_name=machine.AXIS)
+        learner = make_learner(options.learner, axis_name=machine.AXIS)
         mesh = make_mesh(devices, machine.AXIS)
         compiled = compile(trainer_of(options, env, learner), mesh, options.updates_per_call or 1)
     return Plan(options, env, learner, mesh, compiled, time.monotonic() - start)

@@ -87,10 +87,8 @@ def lengthened(options: TrainOptions, steps: int, saved: Sequence[int]) -> Train
     common = math.gcd(longer.updates, *saved)
     most = max(options.updates_per_call or 1, updates_per_look(longer))
     per_call = max(n for n in range(1, most + 1) if common % n == 0)
-    ppo = options.ppo
-    if ppo.schedule_updates == options.updates:
-        ppo = dataclasses.replace(ppo, schedule_updates=longer.updates)
-    return dataclasses.replace(longer, updates_per_call=per_call, ppo=ppo)
+    learner = options.learner.lengthened(longer.updates, options.updates)
+    return dataclasses.replace(longer, updates_per_call=per_call, learner=learner)
 
 
 def read_position(found: Restored, folder: RunFolder) -> Position:
@@ -158,7 +156,7 @@ def what_differs(before: TrainOptions, options: TrainOptions, found: Restored | 
     lines = [f"going on after {found.record['env_steps']:,} environment steps"]
     if options.devices != before.devices:
         lines.append(f"on {options.devices} devices instead of {before.devices}: bits may differ from those of one run")
-    if options.ppo.schedule_updates != before.ppo.schedule_updates:
+    if options.learner != before.learner:
         lines.append(f"the schedule of the learning rate is stretched to {options.updates} updates")
     then = found.record.get("versions")
     then = then if isinstance(then, dict) else {}

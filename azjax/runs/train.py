@@ -151,7 +151,7 @@ def save_policies(folder: RunFolder, prepared: Plan, params: Any, best: bool) ->
     settings = {name: getattr(prepared.options, name) for name in ("episode_length", "action_repeat", "randomize")}
     for place in [folder.path, folder.file("best")] if best else [folder.path]:
         place.mkdir(exist_ok=True)
-        save_policy(place, params, prepared.env, config=prepared.options.ppo, settings=settings)
+        save_policy(place, params, prepared.env, config=prepared.options.learner, settings=settings)
 
 
 def default_folder(options: TrainOptions) -> Path:

@@ -1,0 +1,32 @@
+"""The learners by name, each with its hyperparameters and what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from azjax.on_policy import OnPolicyConfig
+from azjax.ppo import PPOConfig, ppo
+from azjax.trpo import TRPOConfig, trpo
+from azjax.types import Learner
+
+
+class Algorithm(NamedTuple):
+    """A learner and its hyperparameters."""
+
+    config: type[OnPolicyConfig]
+    make: Callable[..., Learner]  # of a configuration and axis_name
+
+
+ALGORITHMS = {"ppo": Algorithm(PPOConfig, ppo), "trpo": Algorithm(TRPOConfig, trpo)}
+
+
+def make_learner(config: OnPolicyConfig, *, axis_name: str | None = None) -> Learner:
+    """The learner whose hyperparameters these are.
+
+    Args:
+      config: one of the classes in ``ALGORITHMS``.
+      axis_name: the axis of ``shard_map`` or ``vmap`` over which the learner reduces.
+    """
+    (make,) = (algorithm.make for algorithm in ALGORITHMS.values() if algorithm.config is type(config))
+    return make(config, axis_name=axis_name)
