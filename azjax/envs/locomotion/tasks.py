@@ -70,10 +70,13 @@ class Body(PipelineEnv):  # type: ignore[misc]
         q = self._reference + noise.at[:3].set(0.0)
         q = q.at[3:7].divide(jnp.linalg.norm(q[3:7]))
         qd = self._reset_noise * jax.random.uniform(key_velocity, (self.sys.qd_size(),), minval=-1.0, maxval=1.0)
+        return self.begin(q, qd)
+
+    def begin(self, q: Array, qd: Array) -> State:
+        """The state with these positions and velocities, as at the start of an episode."""
         state = self.pipeline_init(q, qd)
         zero = jnp.zeros(())
-        metrics = dict.fromkeys(self.metrics, zero)
-        return State(state, self.observe(state), zero, zero, metrics)
+        return State(state, self.observe(state), zero, zero, dict.fromkeys(self.metrics, zero))
 
     metrics: tuple[str, ...] = ()
     """Names of what ``step`` reports beside the reward."""
@@ -97,10 +100,10 @@ class Body(PipelineEnv):  # type: ignore[misc]
 class Walker(Body):
     """Locomotion: ``reward = v_forward - torque_cost |u|^2 - impact_cost |f_impact|^2 + alive``.
 
-    ``v_forward`` is the displacement of the centre of mass along x over the control step [m/s], ``u`` are the torques of the joints
-    [N m], and ``f_impact`` the contact forces on the links [N], their mean over the control step. The episode ends when
-    the root is lower than ``lowest``. The paper says centre of mass, but the centre of mass of its biped stands at
-    0.78 m and would end every episode of a standing body at 0.8 m; the authors' public code tests the root.
+    ``v_forward`` is the displacement of the centre of mass along x over the control step [m/s], ``u`` are the torques
+    of the joints [N m], and ``f_impact`` the contact forces on the links [N], their mean over the control step. The
+    episode ends when the root is lower than ``lowest``. The paper says centre of mass, but a biped of its size has that
+    at 0.8 m when it stands; the authors' public code tests the root.
 
     Args:
       model: as in ``Body``.
