@@ -102,8 +102,8 @@ class Walker(Body):
 
     ``v_forward`` is the displacement of the centre of mass along x over the control step [m/s], ``u`` are the torques
     of the joints [N m], and ``f_impact`` the contact forces on the links [N], their mean over the control step. The
-    episode ends when the root is lower than ``lowest``. The paper says centre of mass, but a biped of its size has that
-    at 0.8 m when it stands; the authors' public code tests the root.
+    episode ends when the root is lower than ``lowest``. The paper says centre of mass, but that is at 0.85 m when
+    this biped stands, at 0.78 m in the authors' model; their public code tests the root.
 
     Args:
       model: as in ``Body``.
