@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from azjax.cli.parsing import parse
-from azjax.envs import SUPPORTED, make_env
+from azjax.envs import SUPPORTED, locomotion, make_env
 from azjax.envs.playground import DM_CONTROL, PREFIX, TASKS
+from azjax.envs.registry import backends_of
 from azjax.runs.options import load_preset
 
 _HEADS = {
@@ -28,8 +29,8 @@ _HEADS = {
 class EnvsOptions:
     """Options of the list of environments."""
 
-    suite: Literal["brax", "playground"] = "brax"
-    """Whose environments; those of MuJoCo Playground need an extra: docs/environments.md."""
+    suite: Literal["brax", "azjax", "playground"] = "brax"
+    """Whose environments: Brax's, azjax's own, or those of MuJoCo Playground, an extra: docs/environments.md."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -37,7 +38,7 @@ class EnvsOptions:
 def run(args: Sequence[str], prog: str) -> int:
     """Lists the environments."""
     options = parse(EnvsOptions, args, prog=prog)
-    facts = [describe(name) for name in SUPPORTED] if options.suite == "brax" else playground_tasks()
+    facts = _FACTS[options.suite]()
     if options.json:
         print(json.dumps(facts))
         return 0
@@ -45,7 +46,7 @@ def run(args: Sequence[str], prog: str) -> int:
     console.width = max(console.width, 110)  # a narrow terminal wraps lines, which is better than to lose their ends
     console.print(table_of(facts))
     if options.suite == "brax":
-        console.print("tasks of MuJoCo Playground: azjax envs --suite playground")
+        console.print("azjax's own tasks: azjax envs --suite azjax; MuJoCo Playground's: azjax envs --suite playground")
     return 0
 
 
@@ -77,7 +78,7 @@ def describe(name: str) -> dict[str, Any]:
         "observation_size": sum(sizes),
         "action_size": env.action_spec.size,
         "seconds_per_step": round(getattr(env, "dt", 0.0), 6),
-        "backends": list(SUPPORTED[name]),
+        "backends": list(backends_of(name)),
         "preset": bool(load_preset(name)),
     }
 
@@ -93,3 +94,10 @@ def playground_tasks() -> list[dict[str, Any]]:
         }
         for task, suite in TASKS.items()
     ]
+
+
+_FACTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "brax": lambda: [describe(name) for name in SUPPORTED],
+    "azjax": lambda: [describe(locomotion.PREFIX + task) for task in locomotion.TASKS],
+    "playground": playground_tasks,
+}

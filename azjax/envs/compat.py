@@ -66,6 +66,25 @@ def barriers_if_deep(parents: Any) -> contextlib.AbstractContextManager[None]:
     return barriers_in_mjx() if tree_depth(parents) > SHALLOW else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def results_of(module: Any, name: str) -> Iterator[list[Any]]:
+    """Collects what a function of a module returns while its callers are being traced.
+
+    For values that a frozen pipeline computes and keeps to itself.
+    """
+    results: list[Any] = []
+
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            results.append(original(*args, **kwargs))
+            return results[-1]
+
+        return recorded
+
+    with _patched(module, name, recording):
+        yield results
+
+
 def tree_depth(parents: Any) -> int:
     """Levels of a tree given by each body's parent, the root being its own."""
     depth = [0]
