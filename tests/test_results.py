@@ -333,7 +333,7 @@ def test_algorithms_are_told_by_their_names(tmp_path: Path) -> None:
     labels = [group.label for group in task.groups]
     assert labels[0] == "ppo"
     assert labels[1].startswith("trpo · gamma=0.99 · damping=0.1")
-    assert labels[2].startswith("trpo · gamma=0.5 · damping=0.5")
+    assert labels[2] == "trpo · gamma=0.5 · lam=0.5 · damping=0.5 · 1 more"
 
 
 def test_other_physics_is_another_task(tmp_path: Path) -> None:
