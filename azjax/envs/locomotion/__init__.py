@@ -1,0 +1,1 @@
+"""azjax's own tasks, those of the GAE paper."""
