@@ -34,7 +34,7 @@ def numpy_step(state: np.ndarray, force: float) -> tuple[np.ndarray, float, bool
     Of the cart with pole: (M + m) x'' + m l cos(a) a'' = F + m l a'^2 sin(a) - mu_c sgn(x').
     Of the pole about its pivot: m l cos(a) x'' + 4/3 m l^2 a'' = m g l sin(a) - mu_p a'.
     """
-    x, dx, a, da = state
+    _, dx, a, da = state
     cart, pole, length, g = 1.0, 0.1, 0.5, 9.8
     matrix = np.array(
         [[cart + pole, pole * length * math.cos(a)], [pole * length * math.cos(a), 4 / 3 * pole * length**2]]

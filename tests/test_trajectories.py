@@ -9,19 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from azjax.trajectories import first_episode, time_dependent_baseline
+from azjax.trajectories import elapsed_steps, first_episode, time_dependent_baseline
 
 SHAPE = (6, 2, 3)
 
 
-def loop_first_episode(terminated: np.ndarray, truncated: np.ndarray) -> np.ndarray:
-    mask = np.zeros(terminated.shape, bool)
+def loop(terminated: np.ndarray, truncated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First episodes and elapsed steps, lane by lane."""
+    first, elapsed = np.zeros(terminated.shape, bool), np.zeros(terminated.shape, np.int32)
     for lane in np.ndindex(terminated.shape[1:]):
+        episode, step = 0, 0
         for t in range(terminated.shape[0]):
-            mask[(t, *lane)] = True
+            first[(t, *lane)], elapsed[(t, *lane)] = episode == 0, step
+            step += 1
             if terminated[(t, *lane)] or truncated[(t, *lane)]:
-                break
-    return mask
+                episode, step = episode + 1, 0
+    return first, elapsed
 
 
 @settings(max_examples=30, deadline=None)
@@ -29,28 +32,34 @@ def loop_first_episode(terminated: np.ndarray, truncated: np.ndarray) -> np.ndar
 def test_they_equal_loops(seed, end):
     rng = np.random.default_rng(seed)
     terminated, truncated = rng.random((2, *SHAPE)) < 0.5 * end
-    mask = first_episode(terminated, truncated)
-    np.testing.assert_array_equal(mask, loop_first_episode(terminated, truncated))
-    returns = rng.normal(size=SHAPE).astype(np.float32)
+    first, elapsed = loop(terminated, truncated)
+    np.testing.assert_array_equal(first_episode(terminated, truncated), first)
+    np.testing.assert_array_equal(elapsed_steps(terminated, truncated), elapsed)
+    returns, mask = rng.normal(size=SHAPE).astype(np.float32), rng.random(SHAPE) < 0.7
     spoilt = np.where(mask, returns, np.nan)
-    baseline = np.asarray(time_dependent_baseline(spoilt, mask))
-    for t in range(SHAPE[0]):
-        inside = returns[t][np.asarray(mask)[t]]
-        np.testing.assert_allclose(baseline[t], inside.mean() if inside.size else 0.0, rtol=1e-5, atol=1e-6)
+    baseline = np.asarray(time_dependent_baseline(spoilt, elapsed, mask))
+    for step in np.unique(elapsed):
+        inside = returns[mask & (elapsed == step)]
+        expected = inside.mean() if inside.size else 0.0
+        np.testing.assert_allclose(baseline[elapsed == step], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_jit_vmap_and_flags_that_are_numbers():
     flags = np.random.default_rng(0).random((5, 4)) < 0.3
     never = np.zeros_like(flags)
-    expected = first_episode(flags, never)
-    np.testing.assert_array_equal(jax.jit(first_episode)(flags.astype(np.float32), never), expected)
-    np.testing.assert_array_equal(jax.vmap(first_episode, 1, 1)(jnp.asarray(flags), jnp.asarray(never)), expected)
-    alone = np.asarray(jax.vmap(time_dependent_baseline, 1, 1)(jnp.ones((5, 4)), jnp.asarray(expected)))
-    np.testing.assert_array_equal(alone, np.asarray(expected, np.float32))  # of itself alone
+    first, elapsed = loop(flags, never)
+    lanes = [jnp.asarray(flags), jnp.asarray(never)]
+    for function, expected in ((first_episode, first), (elapsed_steps, elapsed)):
+        np.testing.assert_array_equal(jax.jit(function)(flags.astype(np.float32), never), expected)
+        np.testing.assert_array_equal(jax.vmap(function, 1, 1)(*lanes), expected)
+    alone = jax.jit(jax.vmap(time_dependent_baseline, 1, 1))(jnp.ones((5, 4)), elapsed, first)
+    np.testing.assert_array_equal(np.asarray(alone)[first], 1.0)
 
 
 def test_shapes_must_agree():
     with pytest.raises(AssertionError):
         first_episode(np.zeros((3, 2)), np.zeros((3, 1)))
     with pytest.raises(AssertionError):
-        time_dependent_baseline(np.zeros((3, 2)), np.zeros(3))
+        elapsed_steps(np.zeros((3, 2)), np.zeros(3))
+    with pytest.raises(AssertionError):
+        time_dependent_baseline(np.zeros((3, 2)), np.zeros((3, 2), int), np.ones(3, bool))

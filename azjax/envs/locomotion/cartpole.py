@@ -51,11 +51,12 @@ class CartPole:
     the upright. The action in [-1, 1] is a force :math:`F` of up to 10 N. With cart mass M, pole mass m, half length l:
 
     .. math::
-        \ddot\theta = \frac{g \sin\theta
+        \ddot\theta &= \frac{g \sin\theta
           - \cos\theta\, \frac{F + m l \dot\theta^2 \sin\theta - \mu_c\, \mathrm{sgn}\, \dot x}{M + m}
           - \frac{\mu_p \dot\theta}{m l}}{l \left(\frac43 - \frac{m \cos^2\theta}{M + m}\right)},
-        \qquad
-        \ddot x = \frac{F + m l (\dot\theta^2 \sin\theta - \ddot\theta \cos\theta) - \mu_c\, \mathrm{sgn}\, \dot x}{M + m}
+        \\
+        \ddot x &= \frac{F + m l (\dot\theta^2 \sin\theta - \ddot\theta \cos\theta)
+          - \mu_c\, \mathrm{sgn}\, \dot x}{M + m}
 
     Equations, parameters, Euler's method with 0.02 s and both limits (2.4 m, 12 degrees) are those of Barto, Sutton
     and Anderson; there the force was +10 or -10 N. The GAE paper takes over the parameters and a horizon of 1000
