@@ -3,8 +3,8 @@
 Command:   python experiments/gae_lambda_sweep.py --out runs/gae_cartpole
            python experiments/gae_lambda_sweep.py --task biped --minutes 30 --out runs/gae_biped
 Hardware:  2 CPU cores; on a GPU raise --at-once, and for the 3D tasks --seeds 9 --iterations 500 is the paper's scale
-Time:      cart-pole: see docs/gae_study.md; another task: until --minutes are over
-Expected:  cart-pole: see docs/gae_study.md
+Time:      cart-pole: 13 minutes beside other work; another task: until --minutes are over
+Expected:  cart-pole, gamma 0.99, after 20 iterations: 9604 with lambda 1, 9693 with 0.99, 7268 with 0.96, 1446 with 0
 
 A *member* is one training run: a gamma, a lambda and a seed. gamma and lambda are traced hyperparameters, so many
 members learn side by side in one compiled program. A member that is finished is a line of ``members.jsonl``; the script

@@ -1,0 +1,174 @@
+"""The studies of the GAE paper on tiny settings, end to end, and their statistics against numbers known beforehand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from azjax.config import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import bias_variance  # noqa: E402
+import bias_variance_report as bias  # noqa: E402
+import gae_lambda_sweep  # noqa: E402
+import gae_sweep_report as sweep  # noqa: E402
+from gae_lambda_sweep import DIAGNOSTICS  # noqa: E402
+
+
+def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+# ---- the sweep
+
+TINY = ("--lanes", 4, "--rollout-length", 30, "--no-grid", "--at-once", 12, "--iterations", 2, "--seeds", 1)
+FINISHED = {"gamma": 0.99, "lam": 0.36, "seed": 0, **{name: [100.0, 200.0, 300.0] for name in DIAGNOSTICS}}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that an interrupt has left with one member and a half."""
+    out = tmp_path_factory.mktemp("sweep") / "cartpole"
+    out.mkdir()
+    line = json.dumps(FINISHED)
+    (out / "members.jsonl").write_text(line + "\n" + line.replace("0.36", "0.68")[:40])
+    done = run("gae_lambda_sweep.py", "--out", out, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "9 of 9 members" in done.stdout
+    return out
+
+
+def test_the_sweep_goes_on_and_writes_what_it_promises(swept: Path) -> None:
+    first, *members = [json.loads(line) for line in (swept / "members.jsonl").read_text().splitlines()]
+    assert first == FINISHED
+    assert {member["lam"] for member in members} == {None, 1, 0.99, 0.98, 0.96, 0.92, 0.84, 0.68, 0}
+    for member in members:
+        lengths = np.array(member["trajectory_length"])
+        assert lengths.shape == (3,)
+        assert (lengths > 5).all()
+        assert (lengths <= 30).all()
+        # 10 a step but for the falls and the small costs of angle and force.
+        np.testing.assert_allclose(member["trajectory_return"], 10 * lengths, rtol=0.15)
+    # All begin alike; what follows depends on lambda.
+    assert len({member["trajectory_return"][0] for member in members}) == 1
+    assert len({member["trajectory_return"][2] for member in members}) > 4
+    results = json.loads((swept / "results.json").read_text())
+    assert results["seeds"] == [0]
+    assert results["versions"]["azjax-source"]
+    assert results["hyperparameters"]["value_update"] == "trust-region"
+    table = (swept / "table.md").read_text()
+    assert "| gamma 0.99, lambda 0.36 | 300 | 300 | 200 |" in table
+    assert "too few seeds for an interval" in table
+    assert (swept / "curves.png").stat().st_size < 200_000
+
+
+def test_members_of_other_settings_are_refused(swept: Path) -> None:
+    gae_lambda_sweep.check_settings(swept / "settings.json", json.loads((swept / "settings.json").read_text()))
+    with pytest.raises(ConfigError, match="members of other settings"):
+        gae_lambda_sweep.check_settings(swept / "settings.json", {"task": {"max_value_change": 0.5}})
+
+
+def test_what_is_missing_comes_seed_by_seed_and_longer_runs_are_run_anew() -> None:
+    short, long = sweep.Setting(0.99, 0.5), sweep.Setting(0.9, None)
+    study = sweep.Study((short,), 4, (long,), 2, seeds=2, at_once=2)
+    members = {(short, 0): {"trajectory_return": [0.0] * 4}, (long, 1): {"trajectory_return": [0.0] * 3}}
+    assert list(gae_lambda_sweep.missing(study, members)) == [(short, 0, 4), (long, 0, 2), (short, 1, 4)]
+
+
+def test_the_verdict_says_what_was_put_in() -> None:
+    rng = np.random.default_rng(0)
+    noise = {lam: rng.normal(size=(21, 5)) for lam in (None, 0.0, 0.5, 0.9, 1.0)}
+    level = {None: 5.0, 0.0: 0.0, 0.5: 10.0, 0.9: 50.0, 1.0: 20.0}
+    curves = {sweep.Setting(0.99, lam): noise[lam] + level[lam] for lam in level}
+    for verdict in sweep.judge(curves, {}, 3):
+        assert verdict["best"] == verdict["best_intermediate"] == 0.9
+        assert verdict["share_of_resamples_in_which_best"]["0.9"] == 1.0
+        mean, low, high = verdict["advantage_over"]["1"]
+        assert low < 30.0 < high
+        assert mean == pytest.approx(30.0, abs=1.0)
+        assert verdict["text"].endswith("it beats both ends.")
+    # An intermediate value that is only the best of many by chance is not called better.
+    same = {sweep.Setting(0.99, lam): rng.normal(size=(21, 5)) for lam in np.linspace(0, 1, 11)}
+    for verdict in sweep.judge(same, {}, 3):
+        assert "does not clearly beat both ends" in verdict["text"]
+
+
+# ---- bias and variance
+
+
+def test_squared_bias_is_unbiased() -> None:
+    """Noise of known size on advantages of known bias, averaged over many states."""
+    rng = np.random.default_rng(1)
+    states, actions, continuations, truth = 4000, 6, 10, 20
+    q = rng.normal(size=(states, actions)) * 3.0
+    extra = rng.normal(size=(states, actions)) * 2.0  # the bias that depends on the action
+    offset = 5.0  # the one that does not
+    estimates = q[..., None] + extra[..., None] + offset + rng.normal(size=(states, actions, continuations)) * 4.0
+    returns = q[..., None] + rng.normal(size=(states, actions, truth)) * 6.0
+    measured = {
+        "mean": estimates.mean(axis=-1)[..., None],
+        "variance": estimates.var(axis=-1, ddof=1)[..., None],
+        "q": returns.mean(axis=-1),
+        "q_variance": returns.var(axis=-1, ddof=1),
+        "v": np.zeros(states),
+        "v_variance": np.zeros(states),
+    }
+    found = bias.judge_advantages(measured, continuations, truth)
+    assert found["advantage_bias"][0, 0] * 9.0 == pytest.approx(4.0, rel=0.1)
+    assert found["advantage_whole_bias"][0, 0] * 9.0 == pytest.approx(4.0 + 25.0, rel=0.1)
+    assert found["advantage_variance"][0, 0] * 9.0 == pytest.approx(16.0, rel=0.1)
+    assert bias.truth_of_advantages(measured, truth)["advantage_rms"] == pytest.approx(3.0, rel=0.05)
+
+
+def test_the_angle_of_gradients_is_unbiased() -> None:
+    """With so much noise in both means that a sine of 0.07 would be found between parallel vectors."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(60):
+        noise = rng.normal(size=(3, 400, 3)) * 10.0
+        truth, parallel, turned = noise + np.array([[[3.0, 0, 0]], [[6.0, 0, 0]], [[3.0, 3.0, 0]]])
+        found.append(bias.judge_gradients(np.stack([parallel, turned]), truth))
+    mean = {name: np.mean([figures[name][0] for figures in found], axis=0) for name in found[0]}
+    np.testing.assert_allclose(mean["gradient_bias"], [0.0, 0.5], atol=0.04)
+    assert mean["gradient_variance"][0] == pytest.approx(15.0 / 36, rel=0.1)  # 3 * 100 / 20
+    assert mean["gradient_cosine"][0] > mean["gradient_cosine"][1]
+
+
+def test_domination() -> None:
+    def row(b: float, v: float) -> dict[str, Any]:
+        return {"advantage_bias": [b], "advantage_variance": [v]}
+
+    mixtures = [row(4.0, 0.0), row(2.0, 2.0), row(0.0, 4.0)]
+    assert bias.dominated(row(3.5, 1.0), mixtures, "advantage")
+    assert not bias.dominated(row(2.5, 1.0), mixtures, "advantage")
+
+
+def test_bias_and_variance_end_to_end(tmp_path: Path) -> None:
+    small = {"horizon": 30, "trained-to": 0.7, "value-iterations": 1, "states": 2, "actions": 2, "continuations": 4}
+    small |= {"truth": 8, "trajectories": 40, "true-trajectories": 40}
+    options = [word for name, value in small.items() for word in (f"--{name}", value)]
+    done = run("bias_variance.py", "--out", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = results["estimators"]
+    assert {row["kind"] for row in rows} == {"gae", "n-step", "monte-carlo"}
+    same = [
+        next(r for r in rows if (r["kind"], r["gamma"], r[name]) == (kind, 0.99, value))
+        for kind, name, value in (("gae", "lam", 0.0), ("n-step", "n", 1))
+    ]
+    assert same[0]["gradient_cosine"] == pytest.approx(same[1]["gradient_cosine"], rel=1e-3)
+    assert (tmp_path / "out" / "bias_variance.png").exists()
+    with pytest.raises(ConfigError, match="--states is 1"):
+        bias_variance.measure(tmp_path / "none", bias_variance.Settings(states=1))
+    assert not (tmp_path / "none").exists()
