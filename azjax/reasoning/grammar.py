@@ -64,7 +64,7 @@ __all__ = [
     "expect_proposal",
     "expect_value",
     "read",
-    "sample",
+    "sample_tokens",
     "succeeded",
 ]
 
@@ -299,7 +299,7 @@ def read(state: GrammarState, tokens: Array) -> GrammarState:
     return jax.lax.scan(lambda state, token: (advance(state, token), None), state, tokens)[0]
 
 
-def sample(key: Key, state: GrammarState, length: int) -> tuple[GrammarState, Array]:
+def sample_tokens(key: Key, state: GrammarState, length: int) -> tuple[GrammarState, Array]:
     """Each token uniform among those allowed: the random proposer.
 
     Args:

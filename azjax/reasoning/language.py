@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,8 @@ MAX_LINES = 4
 MAX_INPUTS = 2
 SLOTS = MAX_INPUTS + MAX_LINES
 """Number of variables: `x0` and `x1` are inputs, the others lines."""
+
+T = TypeVar("T")
 
 NONE, INT, LIST = 0, 1, 2
 """Kinds of a variable: it does not exist, an integer, a list of integers."""
@@ -196,6 +198,6 @@ def equal(a: Value, b: Value) -> Array:
     return same & (a.kind != NONE)
 
 
-def as_int32(tree: jax.typing.ArrayLike | Program | Value) -> Program | Value:
+def as_int32(tree: T) -> T:
     """Leaves as int32: buffers hold int8."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), tree)  # type: ignore[no-any-return]
