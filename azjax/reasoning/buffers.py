@@ -64,8 +64,9 @@ def zero_triplet(examples: int = 1) -> Triplet:
       One triplet, without leading axes.
     """
     rows = [stack_values([[1, 2, 3 + n], None]) for n in range(examples)]
-    inputs: Value = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
-    return Triplet(zero_program(), inputs, jax.tree.map(lambda x: x[:, 0], inputs))
+    inputs: Value = jax.tree.map(lambda *x: np.stack(x), *rows)
+    outputs = jax.tree.map(lambda x: x[:, 0], inputs)
+    return Triplet(zero_program(), *jax.tree.map(jnp.asarray, (inputs, outputs)))
 
 
 def init_buffer(capacity: int, examples: int = 1) -> TripletBuffer:
