@@ -287,6 +287,87 @@ def _first_at(path: Path, value: float) -> int | None:
     return None
 
 
+def reasoning(
+    part: str = "execute", programs: int = 2048, inputs: int = 32, devices: int = 2, repeats: int = 15
+) -> dict[str, Any]:
+    """Executions, verifications, probes or decoded tokens/s of azjax/reasoning, or executions/s of plain Python.
+
+    Programs are drawn evenly from all of three lines on one list; each is run on each of the inputs. Inputs are lists
+    of 0 to 5 items up to 10 in magnitude. `decode` writes random proposals under the grammar mask. With two devices
+    programs are divided among them.
+    """
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from azjax import reasoning as room
+    from azjax.reasoning.grammar import PROPOSAL_TOKENS
+    from azjax.reasoning.text import stack_values
+
+    everything = room.enumerate_programs(3)
+    index = np.linspace(0, len(everything.lines) - 1, programs).astype(int)
+    chosen = jax.tree.map(lambda x: x[index].astype(np.int32), everything)
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(-10, 11, n % 6).tolist() for n in range(inputs)]
+    if part == "python":
+        return _plain_executions(chosen.lines.tolist(), lists, repeats)
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *(stack_values([x, None]) for x in lists))
+
+    def execute(carry: Any) -> Any:
+        programs, counter = carry
+        output, valid = room.execute(jax.tree.map(lambda x: x[:, None], programs), stacked, counter)
+        return programs, counter + 1 + _checksum(output, valid)
+
+    def verify(carry: Any) -> Any:
+        programs, counter = carry
+        number = programs.signature.shape[0]
+        given = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), stacked)
+        each = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (number, inputs, *x.shape[1:])), programs)
+        return programs, counter + 1 + _checksum(room.verify(each, given, counter))
+
+    def probe(carry: Any) -> Any:
+        programs, counter = carry
+        return programs, counter + 1 + _checksum(room.probe(programs))
+
+    def decode(carry: Any) -> Any:
+        programs, counter = carry
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), counter), programs.signature.shape[0])
+        _, tokens = jax.vmap(lambda key: room.sample_tokens(key, room.expect_proposal(), PROPOSAL_TOKENS))(keys)
+        return programs, counter + 1 + _checksum(tokens)
+
+    parts = {"execute": (execute, inputs), "verify": (verify, inputs), "probe": (probe, 1), "decode": (decode, 1)}
+    function, each = parts[part]
+    mesh = jax.make_mesh((devices,), (AXIS,))
+    specs = (PartitionSpec(AXIS), PartitionSpec())
+
+    def step(carry: Any) -> Any:
+        programs, counter = function(carry)
+        return programs, jax.lax.pmax(counter, AXIS)
+
+    program = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=False))
+    carry = (jax.device_put(chosen, NamedSharding(mesh, specs[0])), jnp.int32(0))
+    compiled, seconds = compile_timed(program, carry)
+    work = programs * (PROPOSAL_TOKENS if part == "decode" else each)
+    unit = {"decode": "tokens/s", "probe": "programs/s"}.get(part, "program-input executions/s")
+    return {**time_chain(compiled, compiled(carry), work=work, repeats=repeats), **seconds, "unit": unit}
+
+
+def _checksum(*trees: Any) -> Any:
+    """0, which the compiler does not know: so nothing that it depends on is left out."""
+    total = sum(jnp.sum(x.astype(jnp.int32)) for x in jax.tree.leaves(trees))
+    return (total == jnp.iinfo(jnp.int32).min).astype(jnp.int32)
+
+
+def _plain_executions(lines: list[Any], lists: list[list[int]], repeats: int) -> dict[str, Any]:
+    """Executions/s of the plain Python interpreter, on one core."""
+    from benchmarks.plain_interpreter import run
+
+    def step(count: int) -> int:
+        return count + sum(run(program, [xs]) is not None for program in lines for xs in lists)
+
+    timed = time_chain(step, 0, work=len(lines) * len(lists), repeats=repeats)
+    return {**timed, "unit": "program-input executions/s"}
+
+
 def describe() -> dict[str, Any]:
     """Machine and versions, asked in a process of its own so that the driver holds no device."""
     from azjax.runs import machine
@@ -303,6 +384,7 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "startup": startup,
     "startup_once": startup_once,
     "threshold": threshold,
+    "reasoning": reasoning,
     "describe": describe,
 }
 

@@ -151,6 +151,19 @@ def trpo() -> list[Case]:
     return [Case(f"ant {label}", "update", {"env": "ant", "devices": 2, "trpo": v}) for label, v in variants.items()]
 
 
+def reasoning() -> list[Case]:
+    """The list-processing language: executions/s beside plain Python's, verification, probes, grammar decoding."""
+    cases = [Case("execute, plain Python", "reasoning", {"part": "python", "programs": 512, "repeats": 5})]
+    for programs, inputs in ((256, 4), (2048, 32), (16_384, 32)):
+        for devices in (1, 2):
+            options = {"part": "execute", "programs": programs, "inputs": inputs, "devices": devices}
+            cases.append(Case(f"execute {programs} x {inputs}, {devices} device(s)", "reasoning", options))
+    for part, programs in (("verify", 2048), ("probe", 2048), ("decode", 2048)):
+        options = {"part": part, "programs": programs, "devices": 2}
+        cases.append(Case(f"{part} {programs}, 2 devices", "reasoning", options))
+    return cases
+
+
 def startup() -> list[Case]:
     """From process start to the first update; each case measures an empty and then a filled compilation cache."""
     return [Case(env, "startup", {"env": env}, figure="warm_seconds") for env in ("ant", "humanoid")]
@@ -188,6 +201,7 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "physics": physics,
     "backends": backends,
     "training": training,
+    "reasoning": reasoning,
     "resets": resets,
     "gae": gae,
     "gpu": gpu,
