@@ -46,7 +46,11 @@ def judge(past: list[list[float]], scores: Any, groups: Any = None, key: Any = K
     """Outcomes of a batch against a past, without a minimum."""
     groups = jnp.zeros(len(scores), jnp.int32) if groups is None else jnp.asarray(groups)
     buffer = filled(past, max(map(len, past)) + 3)
-    return ranked_reward(buffer, jnp.asarray(scores, jnp.float32), groups, key, **{"minimum": 1} | options)[1]
+    options = {"minimum": 1} | options
+    return jit_ranked(buffer, jnp.asarray(scores, jnp.float32), groups, key, **options)[1]
+
+
+jit_ranked = jax.jit(ranked_reward, static_argnames=("minimum", "percentile", "max_score", "axis_name"))
 
 
 def held(buffer: RankedBuffer, group: int = 0) -> list[float]:

@@ -179,14 +179,13 @@ def _discrete(outcomes: chex.Array) -> chex.Array:
 def _gaussian(outcomes: chex.Array) -> chex.Array:
     """The estimate for one state's outcomes `[M, C]`, by analysis of variance."""
     actions, continuations = outcomes.shape
+    outcomes = outcomes - outcomes[0, 0]  # Equal ones are then exactly 0, and so are their mean squares.
     means = outcomes.mean(axis=1, keepdims=True)
     within = jnp.square(outcomes - means).sum() / (actions * (continuations - 1))
     between = continuations * jnp.square(means - means.mean()).sum() / (actions - 1)
-    # 1 / (1 - rho), which is 1 where nothing differs at all.
-    ratio = jnp.where(
-        between == within, 1.0, 1.0 + (between / jnp.where(within > 0, within, 0.0) - 1.0) / continuations
-    )
-    return 0.5 * jnp.log2(ratio)
+    # 1 + (f - 1) / C is 1 / (1 - rho); where nothing differs at all, f is 0 / 0.
+    f = jnp.where(between == within, 1.0, between / within)
+    return 0.5 * jnp.log2(1.0 + (f - 1.0) / continuations)
 
 
 class ClassifierInformation(NamedTuple):

@@ -92,7 +92,7 @@ def ranked_reward(
       percentile: in [0, 100]; may be traced. The threshold is the score of rank `ceil(percentile / 100 * n)` (at least
         1) among the group's n.
       minimum: scores that a group must have before anything is won or lost; until then outcomes are 0 and masked.
-      max_score: a score that cannot be improved, which always wins (once the group has its minimum); None: no such rule.
+      max_score: a score that cannot be improved, which always wins once the group has its minimum; None: no rule.
       mask: bool `[N]`, False entries are neither judged nor remembered.
       axis_name: the device axis: the batches of all devices are pushed, outcomes don't depend on how they are divided.
 
