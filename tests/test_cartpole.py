@@ -51,7 +51,8 @@ def numpy_step(state: np.ndarray, force: float) -> tuple[np.ndarray, float, bool
     return after, 0.0 if fallen else 10 - (1 - math.cos(after[2])) - 1e-5 * force**2, fallen
 
 
-number = st.floats(-1, 1, width=32)
+# Without subnormal numbers, which XLA flushes to zero: the sign of a velocity of 1e-41 is 0 there.
+number = st.floats(-1, 1, width=32).map(lambda value: round(value, 6))
 
 
 @settings(max_examples=60, deadline=None)
