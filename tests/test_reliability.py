@@ -21,6 +21,9 @@ from azjax.runs import load_policy
 from azjax.runs.folder import RunFolder
 
 
+PACKAGE = Path(sys.modules["azjax"].__file__ or "").parent
+
+
 @pytest.fixture(scope="module")
 def azjax(tmp_path_factory: pytest.TempPathFactory) -> Azjax:
     return Azjax(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("cache"))
@@ -219,7 +222,8 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(azjax: Azjax, referen
         assert process.returncode in (0, 1), out + err
         assert "No space left on device" in err
         assert "training goes on" in err
-        assert "Traceback" not in err
+        # Not "no traceback": tensorstore may print one when it finds orbax's event loop closed by the first failed write.
+        assert str(PACKAGE) not in err, err
         assert max(committed(run)) >= max(full)
         (disk / "filler").unlink()
         code, out, err = azjax.run("resume", str(run))
