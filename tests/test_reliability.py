@@ -20,7 +20,6 @@ from azjax.cli import main
 from azjax.runs import load_policy
 from azjax.runs.folder import RunFolder
 
-
 PACKAGE = Path(sys.modules["azjax"].__file__ or "").parent
 
 
@@ -222,7 +221,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(azjax: Azjax, referen
         assert process.returncode in (0, 1), out + err
         assert "No space left on device" in err
         assert "training goes on" in err
-        # Not "no traceback": tensorstore may print one when it finds orbax's event loop closed by the first failed write.
+        # Tensorstore may print a traceback of its own where the first failed write has closed orbax's event loop.
         assert str(PACKAGE) not in err, err
         assert max(committed(run)) >= max(full)
         (disk / "filler").unlink()
