@@ -35,7 +35,7 @@ from azjax.cli.main import COMMANDS
 from azjax.cli.parsing import flags_of
 from azjax.cli.report import ReportOptions
 from azjax.cli.resume import ResumeOptions
-from azjax.cli.train import read_options
+from azjax.cli.train import PPOTrainOptions, TRPOTrainOptions, read_options
 from azjax.envs import SUPPORTED
 from azjax.runs import machine
 from azjax.runs.folder import read_metrics
@@ -55,7 +55,8 @@ FILES = [
     "summary.json", "tensorboard",
 ]  # fmt: skip
 OPTIONS: dict[str, type] = {
-    "train": TrainOptions,
+    "train": PPOTrainOptions,
+    "train --algorithm trpo": TRPOTrainOptions,
     "resume": ResumeOptions,
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
@@ -238,6 +239,8 @@ def test_the_summary_is_exact(run: Run) -> None:
         "ppo",
         3,
     )
+    dt = azjax.make_env("inverted_pendulum", options.backend).dt
+    assert summary["simulated_seconds"] == pytest.approx(summary["env_steps"] * dt)
     seconds = summary["seconds"]
     assert set(seconds) == {"compilation", "training", "evaluation", "total"}
     assert all(value > 0.0 for value in seconds.values())
@@ -466,7 +469,7 @@ def test_the_module_and_the_script_are_the_same_command(tmp_path: Path) -> None:
 def test_help_lists_the_commands(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 0
     captured = capsys.readouterr()
-    assert all(re.search(rf"(?m)^ +{command} ", captured.out) for command in OPTIONS)
+    assert all(re.search(rf"(?m)^ +{command} ", captured.out) for command in COMMANDS)
     assert captured.err == ""
 
 
@@ -499,11 +502,11 @@ def test_help_names_every_option_with_help_and_default(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
-        main([command, flag])
+        main([*command.split(), flag])
     assert stop.value.code == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert f"azjax {command}" in captured.out
+    assert f"azjax {command.split()[0]}" in captured.out
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", captured.out).split())
     flags = flags_of(OPTIONS[command])
     for name, help_text in helps(OPTIONS[command]):
@@ -639,6 +642,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("train ant --stepz 5", ["--stepz", "did you mean '--steps'"]),
     ("train ant --learning_rates=3", ["--learning_rates", "did you mean '--learning-rate'"]),
     ("train ant --ppo.gamma 0.5", ["--ppo.gamma", "did you mean '--gamma'"]),
+    ("train ant --max-kl 0.01", ["--max-kl", "an option of trpo, not of ppo"]),
+    ("train ant --algorithm trpo --clip 0.1", ["--clip", "an option of ppo, not of trpo"]),
+    ("train ant --algorithm=trpo --max-kl 0", ["max_kl", "0"]),
+    ("train ant --algorithm trpoo", ["'trpoo'", "ppo", "trpo"]),
     ("train ant --no-cahce", ["--no-cahce", "did you mean '--no-cache'"]),
     ("train ant -x", ["-x", "azjax train --help"]),
     ("train ant --steps", ["--steps", "needs a value"]),

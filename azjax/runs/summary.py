@@ -30,6 +30,7 @@ def finish(
     """Makes picture and replay, without which a run can do; then the summary, which says that it is over."""
     options, clock = prepared.options, position.clock
     env_steps = counter_to_int(state.env_steps)
+    dt = getattr(prepared.env, "dt", None)
     clock.lap()
     summary = {
         "env": options.env,
@@ -37,6 +38,7 @@ def finish(
         "algorithm": options.algorithm,
         "seed": options.seed,
         "env_steps": env_steps,
+        "simulated_seconds": None if dt is None else env_steps * dt,
         "updates": options.updates,
         "evaluation": evaluation_statistics(episodes),
         "best": {"env_steps": position.best_env_steps, "return_mean": position.best_return},
@@ -81,12 +83,22 @@ def return_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit in which its number is short."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     """Title and rows of the summary on the screen."""
     evaluation, seconds = summary["evaluation"], summary["seconds"]
+    simulated = summary["simulated_seconds"]
+    experience = "" if simulated is None else f", {duration(simulated)} of simulated time,"
     rows = [
         *return_rows(evaluation),
-        ("trained", f"{summary['env_steps']:,} environment steps in {seconds['training']:.1f} s "
+        ("trained", f"{summary['env_steps']:,} environment steps{experience} in {seconds['training']:.1f} s "
          f"({summary['env_steps_per_second']:,.0f} steps/s)"),
         ("time", f"{seconds['total']:.1f} s: {seconds['compilation']:.1f} compilation, {seconds['training']:.1f} "
          f"training, {seconds['evaluation']:.1f} evaluation"),
