@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import compile_timed, peak_memory, since_process_start, time_chain
+from benchmarks.process import peak_memory, since_process_start
+from benchmarks.timing import compile_timed, time_chain
 
 AXIS = "lanes"
 
@@ -112,11 +113,12 @@ def training(
 ) -> dict[str, Any]:
     """Environment steps/s of the whole training program with the environment's preset, ``options`` changed."""
     import azjax
+    from azjax.algorithms import make_learner
     from azjax.runs import programs
     from azjax.runs.options import preset_options, resolve
 
     settings = resolve(preset_options(env, backend, vectorize=vectorize, **options))
-    learner = azjax.ppo(settings.learner, axis_name=AXIS)
+    learner = make_learner(settings.learner, axis_name=AXIS)
     trainer = programs.trainer_of(settings, azjax.make_env(env, backend), learner)
     program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
     compiled, seconds = compile_timed(program.step, program.state)

@@ -140,7 +140,7 @@ def peers() -> list[Case]:
 
 
 def trpo() -> list[Case]:
-    """One update of TRPO beside one of PPO, on equal data of ant's preset."""
+    """One update of TRPO beside one of PPO and of stable-baselines3-contrib's TRPO, on equal data of ant's preset."""
     variants: dict[str, dict[str, Any] | None] = {
         "ppo": None,
         "trpo, F from all decisions": {"minibatches": 16, "epochs": 4},
@@ -148,7 +148,16 @@ def trpo() -> list[Case]:
         "trpo, F from all, double-backward": {"minibatches": 16, "epochs": 4, "fisher_form": "double-backward"},
         "trpo, F from all, values by trust region": {"value_update": "trust-region"},
     }
-    return [Case(f"ant {label}", "update", {"env": "ant", "devices": 2, "trpo": v}) for label, v in variants.items()]
+    cases = [Case(f"ant {label}", "update", {"env": "ant", "devices": 2, "trpo": v}) for label, v in variants.items()]
+    for label, factor in (("all decisions", 1), ("a tenth", 10)):
+        options, module = {"sub_sampling": factor}, "benchmarks.peers.cases"
+        cases.append(Case(f"ant sb3-contrib trpo, F from {label}", "sb3_trpo", options, module=module, venv="sb3"))
+    own: dict[str, Any] = {"lanes": 1024, "rollout_length": 16, "minibatches": 16, "epochs": 4, "action_repeat": 1}
+    for algorithm in ("ppo", "trpo"):
+        cases.append(
+            Case(f"ant training, {algorithm}", "training", {"env": "ant", "devices": 2, "algorithm": algorithm} | own)
+        )
+    return cases
 
 
 def reasoning() -> list[Case]:

@@ -1,29 +1,13 @@
-"""Timing of compiled programs, and what a process can say about itself."""
+"""Timing of compiled programs."""
 
 from __future__ import annotations
 
-import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-
-
-def since_process_start() -> float:
-    """Seconds since the operating system started this process, imports included."""
-    with open("/proc/self/stat") as file:
-        ticks = int(file.read().rpartition(")")[2].split()[19])
-    with open("/proc/uptime") as file:
-        uptime = float(file.read().split()[0])
-    return uptime - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def peak_memory() -> float:
-    """The largest resident set of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def compile_timed(function: Any, *arguments: Any) -> tuple[Any, dict[str, float]]:

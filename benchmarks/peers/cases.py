@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.timing import peak_memory, since_process_start
+from benchmarks.process import peak_memory, since_process_start
 
 SHAPE = {"lanes": 1024, "rollout_length": 16, "minibatches": 16, "epochs": 4, "hidden": 64}
 
@@ -156,13 +156,94 @@ def rejax_ppo(env: str = "ant", updates: int = 6, repeats: int = 3) -> dict[str,
     return {"rate": rate, "unit": "environment steps/s", "versions": _versions("rejax", "brax", "jax")}
 
 
+def sb3_trpo(
+    sub_sampling: int = 1, repeats: int = 7, observation_size: int = 27, action_size: int = 8
+) -> dict[str, Any]:
+    """Decisions/s of the learner of stable-baselines3-contrib's TRPO on a made-up rollout, with ant's sizes.
+
+    Timed are advantages and ``train()``; nothing is stepped. Its bound is on the mean over action dimensions, so the
+    sum's 0.01 is 0.01 / 8 there, and its damping 0.1 / 8.
+    """
+    import gymnasium
+    import numpy as np
+    import torch
+    from sb3_contrib import TRPO
+    from stable_baselines3.common.logger import configure
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    class Still(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (observation_size,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (action_size,), np.float32)
+
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
+            return np.zeros(observation_size, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(observation_size, np.float32), 0.0, False, False, {}
+
+    lanes, length = SHAPE["lanes"], SHAPE["rollout_length"]
+    layers = [SHAPE["hidden"]] * 2
+    model = TRPO(
+        "MlpPolicy",
+        DummyVecEnv([Still] * lanes),
+        n_steps=length,
+        batch_size=lanes * length // SHAPE["minibatches"],
+        n_critic_updates=SHAPE["epochs"],
+        sub_sampling_factor=sub_sampling,
+        cg_max_steps=10,
+        cg_damping=0.1 / action_size,
+        target_kl=0.01 / action_size,
+        line_search_max_iter=10,
+        gamma=0.97,
+        policy_kwargs={"net_arch": {"pi": layers, "vf": layers}, "activation_fn": torch.nn.Tanh},
+        device="cpu",
+        seed=0,
+    )
+    model.set_logger(configure(None, []))
+    generator = np.random.default_rng(0)
+    buffer = model.rollout_buffer
+    observation = generator.standard_normal((length, lanes, observation_size)).astype(np.float32)
+    starts, ended = np.zeros(lanes, np.float32), np.zeros(lanes, bool)
+
+    def rollout() -> Any:
+        buffer.reset()
+        for step in observation:
+            with torch.no_grad():
+                action, value, log_prob = model.policy(torch.as_tensor(step))
+            buffer.add(step, action.numpy(), step[:, 0], starts, value, log_prob)
+        return value
+
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        value = rollout()
+        start = time.perf_counter()
+        buffer.compute_returns_and_advantage(last_values=value, dones=ended)
+        model.train()
+        seconds.append(time.perf_counter() - start)
+    rates = sorted(lanes * length / each for each in seconds[1:])
+    return {
+        "rate": statistics.median(rates),
+        "rate_min": rates[0],
+        "rate_max": rates[-1],
+        "unit": "decisions/s",
+        "threads": torch.get_num_threads(),
+        "versions": _versions("sb3-contrib", "stable-baselines3", "torch", "numpy"),
+    }
+
+
 def _versions(*packages: str) -> dict[str, str]:
     import importlib.metadata
 
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-CASES: dict[str, Callable[..., dict[str, Any]]] = {"brax_ppo": brax_ppo, "rejax_ppo": rejax_ppo}
+CASES: dict[str, Callable[..., dict[str, Any]]] = {
+    "brax_ppo": brax_ppo,
+    "rejax_ppo": rejax_ppo,
+    "sb3_trpo": sb3_trpo,
+}
 
 
 def main(name: str, options: str = "{}") -> None:
