@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 import azjax
-from azjax.envs.locomotion.cartpole import CartPole
 from azjax.trajectories import elapsed_steps, first_episode, time_dependent_baseline
 from azjax.xla import compiler_options
 
@@ -35,9 +34,8 @@ class Task:
     max_value_change: float = 0.01
 
     def make_env(self) -> Any:
-        """The environment, by name."""
-        # The registry learns this name with the other tasks of the paper.
-        return CartPole(self.rollout_length) if self.env == "azjax:cartpole" else azjax.make_env(self.env)
+        """The environment; a whole trajectory ends with the rollout."""
+        return azjax.make_env(self.env, episode_length=self.rollout_length if self.whole else None)
 
     def config(self) -> azjax.TRPOConfig:
         """Hyperparameters; gamma and lam are those of each member."""
