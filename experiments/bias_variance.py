@@ -2,7 +2,7 @@
 
 Command:   python experiments/bias_variance.py --out runs/bias_variance
 Hardware:  2 CPU cores
-Time:      1 minute
+Time:      3 minutes beside other work
 Expected:  gamma 1: squared bias of advantages 1.3 at lambda 0, none at lambda 1; best batch gradient at lambda 0.9
 
 A policy is half trained, and for each gamma a value function is half fitted to it. Then two things are measured, each
