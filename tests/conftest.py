@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     # The tests compile far more than they run: this halves their time. Programs and their meaning stay the same.
     jax.config.update("jax_disable_most_optimizations", True)
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell without job control has its background jobs ignore interrupts, and so would every process started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import toy_envs
 from browser import CHROMIUM, Browser
