@@ -16,6 +16,14 @@ from azjax.selfplay.ranked import RankedBuffer, RankedReward, init_ranked, ranke
 from azjax.selfplay.scores import LearnabilityKind, learnability
 from azjax.selfplay.spaces import Parameter, ParameterKind, Proposal, Task, TaskFamily, TaskSpace
 from azjax.selfplay.tasks import Outcome, TaskEnvironment, TaskSettings
+from azjax.selfplay.verification import (
+    TaskProtocol,
+    Verdict,
+    VerificationConfig,
+    verification_metrics,
+    verification_steps,
+    verify,
+)
 
 __all__ = [
     "BODIES",
@@ -35,8 +43,11 @@ __all__ = [
     "Task",
     "TaskEnvironment",
     "TaskFamily",
+    "TaskProtocol",
     "TaskSettings",
     "TaskSpace",
+    "Verdict",
+    "VerificationConfig",
     "binary_entropy",
     "branched_information",
     "cell_statistics",
@@ -48,4 +59,7 @@ __all__ = [
     "ranked_reward",
     "task_family",
     "task_role_advantages",
+    "verification_metrics",
+    "verification_steps",
+    "verify",
 ]
