@@ -1,0 +1,278 @@
+"""Proposers: what they propose, what they remember, and that they find the tasks whose outcome is in doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import azjax
+from azjax.config import ConfigError
+from azjax.selfplay import Parameter, Proposal, TaskFamily, TaskSpace
+from azjax.selfplay.proposers import (
+    Feedback,
+    LearnedConfig,
+    Proposer,
+    SFLConfig,
+    learned,
+    proposer_reward,
+    sfl,
+    uniform,
+)
+
+KEY = jax.random.key(0)
+UNIT = Parameter(0.0, 1.0, 0.0)
+FAMILY = TaskFamily({"goal": TaskSpace({"x": UNIT, "y": UNIT}), "grip": TaskSpace({"z": UNIT})})
+ATTEMPTS = 8
+
+
+def true_rate(proposal: Proposal) -> jax.Array:
+    """Easy at the left, impossible from 0.3 on for goals; grips are easy from 0.8 on: doubt is in two narrow bands."""
+    x = proposal.cube[..., 0]
+    return jax.nn.sigmoid(jnp.where(proposal.type == 0, 40.0 * (0.2 - x), 40.0 * (x - 0.85)))
+
+
+def feedback_of(proposal: Proposal, memo: Any, key: jax.Array, refused: float = 1.1) -> Feedback:
+    """From true attempts; a task beyond ``refused`` on its first axis is refused."""
+    successes = jax.random.binomial(key, ATTEMPTS, true_rate(proposal))
+    accepted = proposal.cube[..., 0] <= refused
+    reward = proposer_reward(accepted, successes, ATTEMPTS)
+    return Feedback(proposal, memo, reward, accepted, jnp.where(accepted, successes / ATTEMPTS, 0.0))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def played(proposer: Proposer, updates: int, number: int, key: jax.Array) -> tuple[Any, Any]:
+    """The state after so many updates, and what was proposed and paid in each."""
+
+    def update(state: Any, key: jax.Array) -> tuple[Any, Any]:
+        key_propose, key_attempt, key_update = jax.random.split(key, 3)
+        proposal, memo = proposer.propose(state, jax.random.split(key_propose, number))
+        feedback = feedback_of(proposal, memo, key_attempt, 0.95)
+        state, info = proposer.update(state, feedback, key_update)
+        return state, (feedback, info)
+
+    key_init, key = jax.random.split(key)
+    return jax.lax.scan(update, proposer.init(key_init), jax.random.split(key, updates))
+
+
+def known(rows: list[tuple[int, float, float]], memo: Any = None, accepted: Any = True) -> Feedback:
+    """Feedback for goals at ``x`` of ``(memo, x, rate)``, whose reward is 4 p (1 - p) or -1."""
+    places, x, rate = (jnp.asarray(column) for column in zip(*rows, strict=True))
+    proposal = Proposal(jnp.zeros(len(rows), jnp.int32), jnp.stack([x, jnp.zeros_like(x)], -1))
+    accepted = jnp.broadcast_to(jnp.asarray(accepted), rate.shape)
+    return Feedback(
+        proposal,
+        places if memo is None else memo,
+        jnp.where(accepted, 4 * rate * (1 - rate), -1.0),
+        accepted,
+        jnp.where(accepted, rate, 0.0),
+    )
+
+
+PROPOSERS = {"uniform": uniform(FAMILY), "sfl": sfl(FAMILY, SFLConfig(capacity=64)), "learned": learned(FAMILY)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The protocol
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_reward_of_a_proposal():
+    accepted, successes = jnp.array([True, True, True, False, False]), jnp.array([0, 2, 4, 2, 99])
+    np.testing.assert_allclose(proposer_reward(accepted, successes, 4), [0.0, 4 / 3, 0.0, -1.0, -1.0])
+    np.testing.assert_allclose(proposer_reward(accepted, successes, 4, "absolute-zero"), [0.0, 0.5, 0.0, -1.0, -1.0])
+
+
+@pytest.mark.parametrize("name", sorted(PROPOSERS))
+def test_proposals_are_tasks_of_the_family_and_of_both_types(name):
+    state, (feedback, info) = played(PROPOSERS[name], 4, 64, KEY)
+    assert FAMILY.contains(feedback.proposal).all()
+    assert feedback.proposal.cube.shape == (4, 64, 2)
+    assert set(np.unique(feedback.proposal.type)) == {0, 1}
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(info))
+    again, _ = played(PROPOSERS[name], 4, 64, KEY)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", ["sfl", "learned"])
+def test_proposals_and_state_do_not_depend_on_the_number_of_devices(name, require_devices):
+    require_devices(2)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
+    make = {
+        "sfl": functools.partial(sfl, FAMILY, SFLConfig(capacity=16)),
+        "learned": functools.partial(learned, FAMILY),
+    }[name]
+
+    def rounds(proposer: Proposer, keys: jax.Array) -> tuple[Any, Proposal]:
+        state = proposer.init(KEY)
+        for number in range(2):
+            keys_now = jax.vmap(lambda k, n=number: jax.random.fold_in(k, n))(keys)
+            proposal, memo = proposer.propose(state, keys_now)
+            # What comes of a task depends on the task alone here, as keys of attempts would on its global number.
+            rate = jnp.round(true_rate(proposal) * ATTEMPTS) / ATTEMPTS
+            accepted = rate < 0.999
+            reward = proposer_reward(accepted, rate * ATTEMPTS, ATTEMPTS)
+            state, _ = proposer.update(state, Feedback(proposal, memo, reward, accepted, rate), KEY)
+        return state, proposal
+
+    keys = jax.random.split(jax.random.key(5), 32)
+    alone = jax.jit(functools.partial(rounds, make()))(keys)
+    together = jax.jit(
+        jax.shard_map(
+            functools.partial(rounds, make(axis_name="devices")),
+            mesh=mesh,
+            in_specs=PartitionSpec("devices"),
+            out_specs=(PartitionSpec(), PartitionSpec("devices")),
+            check_vma=False,
+        )
+    )(keys)
+    for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The learnability buffer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def buffer_of(state: Any) -> dict[float, float]:
+    """Position and score of the tasks in the buffer."""
+    held = np.isfinite(state.score)
+    x, score = np.asarray(state.tasks.cube[:, 0])[held], np.asarray(state.score)[held]
+    return {round(float(k), 3): pytest.approx(float(v), abs=1e-5) for k, v in zip(x, score, strict=True)}
+
+
+def test_the_buffer_keeps_the_best_scores_again_and_forgets_by_hand():
+    proposer = sfl(FAMILY, SFLConfig(capacity=3, decay=0.5))
+    state = proposer.init(KEY)
+    assert buffer_of(state) == {}
+    # Fresh: what nothing can be learned from does not enter, and the best three of four others do.
+    rows = [(-1, 0.1, 0.0), (-1, 0.2, 0.25), (-1, 0.3, 0.5), (-1, 0.4, 0.75), (-1, 0.5, 0.125), (-1, 0.6, 1.0)]
+    state, info = proposer.update(state, known(rows), KEY)
+    assert buffer_of(state) == {0.3: 1.0 + 0.0005, 0.4: 0.75 + 0.00075, 0.2: 0.75 + 0.00025}
+    assert float(info["proposer/buffer_tasks"]) == 3.0
+    # Replayed twice: the mean counts; not attempted: half of the score is left; solved for good: gone.
+    state, _ = proposer.update(state, known([(0, 0.3, 0.25), (0, 0.3, 0.5), (1, 0.4, 1.0)]), KEY)
+    assert buffer_of(state) == {0.3: 0.875 + 0.000375, 0.2: 0.375125}
+    # A refused task never stays, replayed or fresh.
+    state, _ = proposer.update(state, known([(0, 0.3, 0.5), (-1, 0.9, 0.5)], accepted=False), KEY)
+    assert buffer_of(state) == {0.2: 0.1875625}
+
+
+def test_the_memo_is_the_place_in_the_buffer():
+    proposer = sfl(FAMILY, SFLConfig(capacity=3, fresh=0.25))
+    empty = proposer.init(KEY)
+    keys = jax.random.split(KEY, 2000)
+    assert (proposer.propose(empty, keys)[1] == -1).all()
+    state, _ = proposer.update(empty, known([(-1, 0.2, 0.25), (-1, 0.3, 0.5)]), KEY)
+    proposal, place = proposer.propose(state, keys)
+    place, x = np.asarray(place), np.asarray(proposal.cube[:, 0])
+    assert set(place) == {-1, 0, 1}
+    assert abs((place == -1).mean() - 0.25) < 0.04
+    assert abs((place == 0).mean() - (place == 1).mean()) < 0.06
+    np.testing.assert_allclose(x[place == 0], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(x[place == 1], 0.2, rtol=1e-6)
+
+
+def test_the_buffer_finds_the_tasks_in_doubt():
+    _, (feedback, _) = played(PROPOSERS["sfl"], 30, 64, jax.random.key(1))
+    late = jax.tree.map(lambda x: np.asarray(x[-10:]), feedback)
+    replayed = late.memo >= 0
+    assert late.reward[replayed].mean() > 2.0 * max(late.reward[~replayed].mean(), 0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The learned proposer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_context_shows_the_type_and_past_tasks_with_their_rates():
+    proposer = learned(FAMILY, LearnedConfig(references=2, memory=4, uniform=0.0))
+    state = proposer.init(KEY)
+    keys = jax.random.split(KEY, 16)
+    proposal, memo = proposer.propose(state, keys)
+    np.testing.assert_array_equal(memo.context[:, :2], jax.nn.one_hot(proposal.type, 2))
+    np.testing.assert_array_equal(memo.context[:, 2:], 0.0)  # nothing is remembered
+    assert memo.own.all()
+    np.testing.assert_allclose(proposal.cube, 0.5 * (np.tanh(memo.raw_action) + 1.0), atol=1e-6)
+    rows = [(0, 0.1, 0.25), (0, 0.2, 0.5), (0, 0.3, 0.75), (0, 0.4, 1.0), (0, 0.5, 0.0), (0, 0.6, 0.125)]
+    memo = jax.tree.map(lambda x: x[:6], memo)
+    state, _ = proposer.update(state, known(rows, memo, np.array([1, 0, 1, 1, 1, 1], bool)), KEY)
+    _, memo = proposer.propose(state, keys)
+    seen = np.asarray(memo.context[:, 2:]).reshape(-1, 6)
+    np.testing.assert_array_equal(seen[:, [0, 1, 3, 5]], np.tile([1.0, 0.0, 0.0, 1.0], (32, 1)))
+    # The last four that were accepted.
+    pairs = {(round(float(x), 3), round(float(rate), 3)) for x, rate in seen[:, [2, 4]]}
+    assert pairs == {(0.3, 0.75), (0.4, 1.0), (0.5, 0.0), (0.6, 0.125)}
+
+
+def test_uniform_proposals_take_no_part_in_the_gradient():
+    config = LearnedConfig(uniform=0.5)
+    proposer = learned(FAMILY, config)
+    state = proposer.init(KEY)
+    proposal, memo = proposer.propose(state, jax.random.split(KEY, 64))
+    own = np.asarray(memo.own)
+    assert 0.3 < own.mean() < 0.7
+    feedback = feedback_of(proposal, memo, KEY)
+    other = feedback._replace(reward=jnp.where(own, feedback.reward, 100.0))
+    one, two = (proposer.update(state, f, KEY)[0].learner for f in (feedback, other))
+    for x, y, before in zip(*map(jax.tree.leaves, (one, two, state.learner)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    moved = [not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (one, state.learner)), strict=True)]
+    assert any(moved)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
+def test_the_learned_proposer_finds_the_tasks_in_doubt_of_both_types(algorithm):
+    """Nobody tells it where they are; the policy that it started with stays where it was."""
+    config = LearnedConfig()
+    if algorithm == "trpo":
+        settings = {"normalize_observations": False, "state_dependent_std": True, "init_std": 0.9}
+        config = dataclasses.replace(config, learner=azjax.TRPOConfig(**settings))
+    _, (feedback, info) = played(learned(FAMILY, config), 80, 256, jax.random.key(2))
+    late = jax.tree.map(lambda x: np.asarray(x[-10:]), feedback)
+    for type_ in (0, 1):
+        own = late.memo.own & (late.proposal.type == type_)
+        others = ~late.memo.own & (late.proposal.type == type_)
+        assert late.reward[own].mean() > late.reward[others].mean() + 0.2, type_
+    own, others = np.asarray(info["proposer/reward_own"]), np.asarray(info["proposer/reward_uniform"])
+    assert own[-10:].mean() > others[-10:].mean() + 0.2
+
+
+def test_a_frozen_proposer_does_not_learn():
+    proposer = learned(FAMILY, LearnedConfig(frozen=True))
+    state, _ = played(proposer, 3, 64, KEY)
+    for x, y in zip(
+        *map(jax.tree.leaves, (state.learner, proposer.init(jax.random.split(KEY)[0]).learner)), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    assert int(state.memory.count) > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sfl(FAMILY, SFLConfig(capacity=0)), "capacity of the learnability buffer is 0"),
+        (lambda: sfl(FAMILY, SFLConfig(fresh=1.5)), "fresh share"),
+        (lambda: sfl(FAMILY, SFLConfig(decay=0.0)), "decay"),
+        (lambda: learned(FAMILY, LearnedConfig(uniform=-0.1)), "uniform share"),
+        (lambda: learned(FAMILY, LearnedConfig(memory=0)), "memory"),
+        (lambda: learned(FAMILY, LearnedConfig(references=-1)), "references"),
+        (lambda: uniform(TaskFamily({})), "no types"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
