@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -30,6 +29,7 @@ KEY = jax.random.key(0)
 UNIT = Parameter(0.0, 1.0, 0.0)
 FAMILY = TaskFamily({"goal": TaskSpace({"x": UNIT, "y": UNIT}), "grip": TaskSpace({"z": UNIT})})
 ATTEMPTS = 8
+ROUNDS = (60, 256)  # updates, and proposals in each
 
 
 def true_rate(proposal: Proposal) -> jax.Array:
@@ -38,6 +38,7 @@ def true_rate(proposal: Proposal) -> jax.Array:
     return jax.nn.sigmoid(jnp.where(proposal.type == 0, 40.0 * (0.2 - x), 40.0 * (x - 0.85)))
 
 
+@jax.jit
 def feedback_of(proposal: Proposal, memo: Any, key: jax.Array, refused: float = 1.1) -> Feedback:
     """From true attempts; a task beyond ``refused`` on its first axis is refused."""
     successes = jax.random.binomial(key, ATTEMPTS, true_rate(proposal))
@@ -46,19 +47,23 @@ def feedback_of(proposal: Proposal, memo: Any, key: jax.Array, refused: float = 
     return Feedback(proposal, memo, reward, accepted, jnp.where(accepted, successes / ATTEMPTS, 0.0))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+init, propose, update = (
+    jax.jit(lambda proposer, *args, name=name: getattr(proposer, name)(*args), static_argnums=0)
+    for name in ("init", "propose", "update")
+)
+
+
 def played(proposer: Proposer, updates: int, number: int, key: jax.Array) -> tuple[Any, Any]:
     """The state after so many updates, and what was proposed and paid in each."""
-
-    def update(state: Any, key: jax.Array) -> tuple[Any, Any]:
-        key_propose, key_attempt, key_update = jax.random.split(key, 3)
-        proposal, memo = proposer.propose(state, jax.random.split(key_propose, number))
-        feedback = feedback_of(proposal, memo, key_attempt, 0.95)
-        state, info = proposer.update(state, feedback, key_update)
-        return state, (feedback, info)
-
     key_init, key = jax.random.split(key)
-    return jax.lax.scan(update, proposer.init(key_init), jax.random.split(key, updates))
+    state, history = init(proposer, key_init), []
+    for key_now in jax.random.split(key, updates):
+        key_propose, key_attempt, key_update = jax.random.split(key_now, 3)
+        proposal, memo = propose(proposer, state, jax.random.split(key_propose, number))
+        feedback = feedback_of(proposal, memo, key_attempt, 0.95)
+        state, info = update(proposer, state, feedback, key_update)
+        history.append((feedback, info))
+    return state, jax.tree.map(lambda *x: np.stack(x), *history)
 
 
 def known(rows: list[tuple[int, float, float]], memo: Any = None, accepted: Any = True) -> Feedback:
@@ -75,7 +80,9 @@ def known(rows: list[tuple[int, float, float]], memo: Any = None, accepted: Any 
     )
 
 
-PROPOSERS = {"uniform": uniform(FAMILY), "sfl": sfl(FAMILY, SFLConfig(capacity=64)), "learned": learned(FAMILY)}
+LEARNED = learned(FAMILY, LearnedConfig(references=2, memory=4))
+SMALL_BUFFER = sfl(FAMILY, SFLConfig(capacity=3, fresh=0.25, decay=0.5))
+PROPOSERS = {"uniform": uniform(FAMILY), "sfl": sfl(FAMILY, SFLConfig(capacity=64)), "learned": LEARNED}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,17 +98,17 @@ def test_the_reward_of_a_proposal():
 
 @pytest.mark.parametrize("name", sorted(PROPOSERS))
 def test_proposals_are_tasks_of_the_family_and_of_both_types(name):
-    state, (feedback, info) = played(PROPOSERS[name], 4, 64, KEY)
+    state, (feedback, info) = played(PROPOSERS[name], *ROUNDS, KEY)
     assert FAMILY.contains(feedback.proposal).all()
-    assert feedback.proposal.cube.shape == (4, 64, 2)
+    assert feedback.proposal.cube.shape == (*ROUNDS, 2)
     assert set(np.unique(feedback.proposal.type)) == {0, 1}
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(info))
-    again, _ = played(PROPOSERS[name], 4, 64, KEY)
+    again, _ = played(PROPOSERS[name], *ROUNDS, KEY)
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", ["sfl", "learned"])
+@pytest.mark.parametrize("name", ["sfl", pytest.param("learned", marks=pytest.mark.slow)])
 def test_proposals_and_state_do_not_depend_on_the_number_of_devices(name, require_devices):
     require_devices(2)
     mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
@@ -150,29 +157,31 @@ def buffer_of(state: Any) -> dict[float, float]:
 
 
 def test_the_buffer_keeps_the_best_scores_again_and_forgets_by_hand():
-    proposer = sfl(FAMILY, SFLConfig(capacity=3, decay=0.5))
-    state = proposer.init(KEY)
+    state = init(SMALL_BUFFER, KEY)
     assert buffer_of(state) == {}
     # Fresh: what nothing can be learned from does not enter, and the best three of four others do.
     rows = [(-1, 0.1, 0.0), (-1, 0.2, 0.25), (-1, 0.3, 0.5), (-1, 0.4, 0.75), (-1, 0.5, 0.125), (-1, 0.6, 1.0)]
-    state, info = proposer.update(state, known(rows), KEY)
+    state, info = update(SMALL_BUFFER, state, known(rows), KEY)
     assert buffer_of(state) == {0.3: 1.0 + 0.0005, 0.4: 0.75 + 0.00075, 0.2: 0.75 + 0.00025}
     assert float(info["proposer/buffer_tasks"]) == 3.0
     # Replayed twice: the mean counts; not attempted: half of the score is left; solved for good: gone.
-    state, _ = proposer.update(state, known([(0, 0.3, 0.25), (0, 0.3, 0.5), (1, 0.4, 1.0)]), KEY)
+    nothing = [(-1, 0.7, 0.0)] * 4
+    rows = [(0, 0.3, 0.25), (0, 0.3, 0.5), (1, 0.4, 1.0), *nothing]
+    state, _ = update(SMALL_BUFFER, state, known(rows[:6]), KEY)
     assert buffer_of(state) == {0.3: 0.875 + 0.000375, 0.2: 0.375125}
     # A refused task never stays, replayed or fresh.
-    state, _ = proposer.update(state, known([(0, 0.3, 0.5), (-1, 0.9, 0.5)], accepted=False), KEY)
+    rows = [(0, 0.3, 0.5), (-1, 0.9, 0.5), *nothing]
+    state, _ = update(SMALL_BUFFER, state, known(rows, accepted=False), KEY)
     assert buffer_of(state) == {0.2: 0.1875625}
 
 
 def test_the_memo_is_the_place_in_the_buffer():
-    proposer = sfl(FAMILY, SFLConfig(capacity=3, fresh=0.25))
-    empty = proposer.init(KEY)
+    empty = init(SMALL_BUFFER, KEY)
     keys = jax.random.split(KEY, 2000)
-    assert (proposer.propose(empty, keys)[1] == -1).all()
-    state, _ = proposer.update(empty, known([(-1, 0.2, 0.25), (-1, 0.3, 0.5)]), KEY)
-    proposal, place = proposer.propose(state, keys)
+    assert (propose(SMALL_BUFFER, empty, keys)[1] == -1).all()
+    rows = [(-1, 0.2, 0.25), (-1, 0.3, 0.5)] + [(-1, 0.9, 0.0)] * 4
+    state, _ = update(SMALL_BUFFER, empty, known(rows), KEY)
+    proposal, place = propose(SMALL_BUFFER, state, keys)
     place, x = np.asarray(place), np.asarray(proposal.cube[:, 0])
     assert set(place) == {-1, 0, 1}
     assert abs((place == -1).mean() - 0.25) < 0.04
@@ -182,7 +191,7 @@ def test_the_memo_is_the_place_in_the_buffer():
 
 
 def test_the_buffer_finds_the_tasks_in_doubt():
-    _, (feedback, _) = played(PROPOSERS["sfl"], 30, 64, jax.random.key(1))
+    _, (feedback, _) = played(PROPOSERS["sfl"], *ROUNDS, jax.random.key(1))
     late = jax.tree.map(lambda x: np.asarray(x[-10:]), feedback)
     replayed = late.memo >= 0
     assert late.reward[replayed].mean() > 2.0 * max(late.reward[~replayed].mean(), 0.1)
@@ -194,49 +203,53 @@ def test_the_buffer_finds_the_tasks_in_doubt():
 
 
 def test_the_context_shows_the_type_and_past_tasks_with_their_rates():
-    proposer = learned(FAMILY, LearnedConfig(references=2, memory=4, uniform=0.0))
-    state = proposer.init(KEY)
-    keys = jax.random.split(KEY, 16)
-    proposal, memo = proposer.propose(state, keys)
+    state = init(LEARNED, KEY)
+    keys = jax.random.split(KEY, ROUNDS[1])
+    proposal, memo = propose(LEARNED, state, keys)
     np.testing.assert_array_equal(memo.context[:, :2], jax.nn.one_hot(proposal.type, 2))
     np.testing.assert_array_equal(memo.context[:, 2:], 0.0)  # nothing is remembered
-    assert memo.own.all()
-    np.testing.assert_allclose(proposal.cube, 0.5 * (np.tanh(memo.raw_action) + 1.0), atol=1e-6)
-    rows = [(0, 0.1, 0.25), (0, 0.2, 0.5), (0, 0.3, 0.75), (0, 0.4, 1.0), (0, 0.5, 0.0), (0, 0.6, 0.125)]
-    memo = jax.tree.map(lambda x: x[:6], memo)
-    state, _ = proposer.update(state, known(rows, memo, np.array([1, 0, 1, 1, 1, 1], bool)), KEY)
-    _, memo = proposer.propose(state, keys)
+    own = np.asarray(memo.own)
+    expected = 0.5 * (np.tanh(memo.raw_action) + 1.0)
+    np.testing.assert_allclose(proposal.cube[own], expected[own], atol=1e-6)
+    assert np.abs(proposal.cube - expected)[~own].max() > 0.1
+    rows = [(0, 0.9, 0.5)] * 250 + [
+        (0, 0.1, 0.25),
+        (0, 0.2, 0.5),
+        (0, 0.3, 0.75),
+        (0, 0.4, 1.0),
+        (0, 0.5, 0.0),
+        (0, 0.6, 0.125),
+    ]
+    state, _ = update(LEARNED, state, known(rows, memo, np.arange(256) != 251), KEY)
+    _, memo = propose(LEARNED, state, keys)
     seen = np.asarray(memo.context[:, 2:]).reshape(-1, 6)
-    np.testing.assert_array_equal(seen[:, [0, 1, 3, 5]], np.tile([1.0, 0.0, 0.0, 1.0], (32, 1)))
+    np.testing.assert_array_equal(seen[:, [0, 1, 3, 5]], np.tile([1.0, 0.0, 0.0, 1.0], (512, 1)))
     # The last four that were accepted.
     pairs = {(round(float(x), 3), round(float(rate), 3)) for x, rate in seen[:, [2, 4]]}
     assert pairs == {(0.3, 0.75), (0.4, 1.0), (0.5, 0.0), (0.6, 0.125)}
 
 
 def test_uniform_proposals_take_no_part_in_the_gradient():
-    config = LearnedConfig(uniform=0.5)
-    proposer = learned(FAMILY, config)
-    state = proposer.init(KEY)
-    proposal, memo = proposer.propose(state, jax.random.split(KEY, 64))
+    state = init(LEARNED, KEY)
+    proposal, memo = propose(LEARNED, state, jax.random.split(KEY, ROUNDS[1]))
     own = np.asarray(memo.own)
     assert 0.3 < own.mean() < 0.7
     feedback = feedback_of(proposal, memo, KEY)
     other = feedback._replace(reward=jnp.where(own, feedback.reward, 100.0))
-    one, two = (proposer.update(state, f, KEY)[0].learner for f in (feedback, other))
-    for x, y, before in zip(*map(jax.tree.leaves, (one, two, state.learner)), strict=True):
+    one, two = (update(LEARNED, state, f, KEY)[0].learner for f in (feedback, other))
+    for x, y in zip(*map(jax.tree.leaves, (one, two)), strict=True):
         np.testing.assert_array_equal(x, y)
     moved = [not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (one, state.learner)), strict=True)]
     assert any(moved)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("trpo", marks=pytest.mark.slow)])
 def test_the_learned_proposer_finds_the_tasks_in_doubt_of_both_types(algorithm):
     """Nobody tells it where they are; the policy that it started with stays where it was."""
-    config = LearnedConfig()
-    if algorithm == "trpo":
-        settings = {"normalize_observations": False, "state_dependent_std": True, "init_std": 0.9}
-        config = dataclasses.replace(config, learner=azjax.TRPOConfig(**settings))
-    _, (feedback, info) = played(learned(FAMILY, config), 80, 256, jax.random.key(2))
+    settings = {"normalize_observations": False, "state_dependent_std": True, "init_std": 0.9}
+    trpo = LearnedConfig(learner=azjax.TRPOConfig(**settings))
+    proposer = LEARNED if algorithm == "ppo" else learned(FAMILY, trpo)
+    _, (feedback, info) = played(proposer, *ROUNDS, jax.random.key(2))
     late = jax.tree.map(lambda x: np.asarray(x[-10:]), feedback)
     for type_ in (0, 1):
         own = late.memo.own & (late.proposal.type == type_)
@@ -247,13 +260,13 @@ def test_the_learned_proposer_finds_the_tasks_in_doubt_of_both_types(algorithm):
 
 
 def test_a_frozen_proposer_does_not_learn():
-    proposer = learned(FAMILY, LearnedConfig(frozen=True))
-    state, _ = played(proposer, 3, 64, KEY)
-    for x, y in zip(
-        *map(jax.tree.leaves, (state.learner, proposer.init(jax.random.split(KEY)[0]).learner)), strict=True
-    ):
+    frozen = learned(FAMILY, LearnedConfig(references=2, memory=4, frozen=True))
+    state = init(LEARNED, KEY)
+    proposal, memo = propose(LEARNED, state, jax.random.split(KEY, ROUNDS[1]))
+    after, _ = frozen.update(state, feedback_of(proposal, memo, KEY), KEY)
+    for x, y in zip(*map(jax.tree.leaves, (after.learner, state.learner)), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert int(state.memory.count) > 0
+    assert int(after.memory.count) == 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -242,6 +242,7 @@ def test_new_tasks_recompile_nothing_and_each_lane_has_its_own():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_a_task_environment_trains_like_any_other():
     env = make_task_env("pointmass", ("goal", "command"))
     config = azjax.PPOConfig(epochs=1, minibatches=1, policy_hidden=(8,), value_hidden=(8,))
