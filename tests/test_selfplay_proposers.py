@@ -16,13 +16,17 @@ from azjax.config import ConfigError
 from azjax.selfplay import Parameter, Proposal, TaskFamily, TaskSpace
 from azjax.selfplay.proposers import (
     Feedback,
+    GridConfig,
     LearnedConfig,
     Proposer,
     SFLConfig,
+    WideningConfig,
+    grid_adaptive,
     learned,
     proposer_reward,
     sfl,
     uniform,
+    widening,
 )
 
 KEY = jax.random.key(0)
@@ -83,6 +87,10 @@ def known(rows: list[tuple[int, float, float]], memo: Any = None, accepted: Any 
 LEARNED = learned(FAMILY, LearnedConfig(references=2, memory=4))
 SMALL_BUFFER = sfl(FAMILY, SFLConfig(capacity=3, fresh=0.25, decay=0.5))
 PROPOSERS = {"uniform": uniform(FAMILY), "sfl": sfl(FAMILY, SFLConfig(capacity=64)), "learned": LEARNED}
+PROPOSERS |= {
+    "widening": widening(FAMILY, WideningConfig(updates=4)),
+    "grid": grid_adaptive(FAMILY, GridConfig(cells=4)),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,6 +206,53 @@ def test_the_buffer_finds_the_tasks_in_doubt():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Schedules
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_widens_from_the_neutral_task_to_the_whole_cube():
+    """Neutral is 0 on all axes here."""
+    proposer = widening(FAMILY, WideningConfig(start=0.2, updates=4))
+    state, keys, widest = proposer.init(KEY), jax.random.split(KEY, 500), []
+    for _ in range(6):
+        proposal, memo = propose(proposer, state, keys)
+        widest.append(float(proposal.cube[:, 0].max()))
+        state, _ = proposer.update(state, feedback_of(proposal, memo, KEY), KEY)
+    np.testing.assert_allclose(widest, [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], atol=0.01)
+
+
+def test_a_neutral_value_inside_stays_the_centre():
+    family = TaskFamily({"a": TaskSpace({"x": Parameter(-1.0, 1.0, 0.0), "y": Parameter(0.0, 4.0, 9.0)})})
+    proposal, _ = widening(family, WideningConfig(start=0.0)).propose(jnp.int32(0), jax.random.split(KEY, 4))
+    np.testing.assert_allclose(proposal.cube, [[0.5, 1.0]] * 4)
+
+
+def test_the_grid_opens_around_what_was_done_well_by_hand():
+    proposer = grid_adaptive(FAMILY, GridConfig(cells=4, passing=0.75, step=0.4))
+    goals, grips = (np.array(x) for x in proposer.init(KEY))
+    expected = np.zeros((4, 4))
+    expected[0, 0] = 1.0
+    np.testing.assert_array_equal(goals, expected)
+    np.testing.assert_array_equal(grips, [1.0, 0.0, 0.0, 0.0])
+    # Goals at x with y = 0; the second is not good enough, the others are in one cell, and count once.
+    rows = [(0, 0.3, 0.75), (0, 0.9, 0.7), (0, 0.4, 1.0)]
+    state, info = proposer.update(proposer.init(KEY), known(rows, ()), KEY)
+    expected[:3, :2] = 0.4
+    expected[0, 0] = 1.0
+    np.testing.assert_allclose(state[0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(state[1], grips)
+    assert float(info["proposer/open_cells"]) == pytest.approx(7 / 20)
+    unmoved, _ = proposer.update(state, known(rows, (), accepted=False), KEY)
+    np.testing.assert_array_equal(unmoved[0], state[0])
+    # Cells are drawn by their weights, points uniformly inside.
+    proposal, _ = propose(proposer, state, jax.random.split(KEY, 4000))
+    goal = np.asarray(proposal.cube)[np.asarray(proposal.type) == 0]
+    share, *_ = np.histogram2d(*goal.T, bins=4, range=[[0, 1], [0, 1]], density=False)
+    np.testing.assert_allclose(share / len(goal), expected / expected.sum(), atol=0.04)
+    assert np.asarray(proposal.cube)[np.asarray(proposal.type) == 1, 0].max() <= 0.25
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The learned proposer
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -283,6 +338,9 @@ def test_a_frozen_proposer_does_not_learn():
         (lambda: learned(FAMILY, LearnedConfig(uniform=-0.1)), "uniform share"),
         (lambda: learned(FAMILY, LearnedConfig(memory=0)), "memory"),
         (lambda: learned(FAMILY, LearnedConfig(references=-1)), "references"),
+        (lambda: widening(FAMILY, WideningConfig(updates=0)), "updates of the widening"),
+        (lambda: grid_adaptive(FAMILY, GridConfig(cells=0)), "cells of the adaptive grid is 0"),
+        (lambda: grid_adaptive(FAMILY, GridConfig(cells=1024 + 1)), "cells of the adaptive grid"),
         (lambda: uniform(TaskFamily({})), "no types"),
     ],
 )

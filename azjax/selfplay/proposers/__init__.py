@@ -1,19 +1,25 @@
 """Proposers of tasks behind one protocol; a new one is one file."""
 
 from azjax.selfplay.proposers.base import Feedback, Proposer, proposer_reward
+from azjax.selfplay.proposers.grid import GridConfig, grid_adaptive
 from azjax.selfplay.proposers.learned import LearnedConfig, LearnedState, learned
 from azjax.selfplay.proposers.sfl import SFLConfig, SFLState, sfl
 from azjax.selfplay.proposers.uniform import uniform
+from azjax.selfplay.proposers.widening import WideningConfig, widening
 
 __all__ = [
     "Feedback",
+    "GridConfig",
     "LearnedConfig",
     "LearnedState",
     "Proposer",
     "SFLConfig",
     "SFLState",
+    "WideningConfig",
+    "grid_adaptive",
     "learned",
     "proposer_reward",
     "sfl",
     "uniform",
+    "widening",
 ]

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from azjax.selfplay.scores import LearnabilityKind, learnability
-from azjax.selfplay.spaces import Proposal
+from azjax.selfplay.spaces import Proposal, TaskFamily
 from azjax.types import Array, Info, Key
 
-__all__ = ["Feedback", "Proposer", "gather", "proposer_reward"]
+__all__ = ["Feedback", "Proposer", "gather", "neutral_points", "proposer_reward"]
 
 T = TypeVar("T")
 REFUSED = -1.0
@@ -89,3 +89,12 @@ def gather(tree: T, axis_name: str | None) -> T:
         return tree
     gathered: T = jax.lax.all_gather(tree, axis_name, tiled=True)
     return gathered
+
+
+def neutral_points(family: TaskFamily) -> Array:
+    """The point ``[types, D]`` of the cube nearest to the neutral task of each type; 0 on axes that a type lacks."""
+    points = jnp.zeros((len(family.types), family.size))
+    for number, space in enumerate(family.spaces.values()):
+        values = {name: jnp.clip(p.neutral, p.low, p.high) for name, p in space.parameters.items()}
+        points = points.at[number, : space.size].set(space.encode(values))
+    return points
