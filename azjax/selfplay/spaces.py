@@ -230,6 +230,12 @@ class TaskFamily:
             cube = jnp.where((task.type == number)[..., None], own, cube)
         return Proposal(task.type, cube)
 
+    def canonical(self, proposal: Proposal) -> Proposal:
+        """The same proposals `[...]` with 0 on the axes that their type does not have."""
+        sizes = jnp.array([space.size for space in self.spaces.values()])
+        own = jnp.arange(self.size) < sizes[proposal.type][..., None]
+        return proposal._replace(cube=jnp.where(own, proposal.cube, 0.0))
+
     def contains(self, proposal: Proposal) -> chex.Array:
         """Bool `[...]`: the type exists, its part of the cube is finite and inside, and so are the decoded values."""
         inside = (proposal.cube >= 0.0) & (proposal.cube <= 1.0)
@@ -242,7 +248,5 @@ class TaskFamily:
     def sample(self, key: chex.PRNGKey, shape: tuple[int, ...] = ()) -> Proposal:
         """Proposals `shape` with uniform type and uniform point of the cube; ``key`` is consumed."""
         key_type, key_cube = jax.random.split(key)
-        return Proposal(
-            type=jax.random.randint(key_type, shape, 0, len(self.spaces)),
-            cube=jax.random.uniform(key_cube, (*shape, self.size)),
-        )
+        type_ = jax.random.randint(key_type, shape, 0, len(self.spaces))
+        return self.canonical(Proposal(type_, jax.random.uniform(key_cube, (*shape, self.size))))

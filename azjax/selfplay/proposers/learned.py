@@ -28,6 +28,7 @@ from azjax.on_policy import OnPolicyConfig
 from azjax.ppo import PPOConfig
 from azjax.selfplay.baselines import task_role_advantages
 from azjax.selfplay.proposers.base import Feedback, Proposer, gather
+from azjax.selfplay.proposers.memory import Memory, features, init_memory, recall, remember
 from azjax.selfplay.spaces import Proposal, TaskFamily
 from azjax.types import Array, Batch, Box, Info, Key
 
@@ -75,16 +76,6 @@ class LearnedConfig:
 
 
 @flax.struct.dataclass
-class Memory:
-    """A ring of past tasks and how well they went."""
-
-    tasks: Proposal  # [M]
-    rate: Array  # float32 [M]
-    count: Array  # int32 [] entries that hold a task
-    position: Array  # int32 [] where the next one goes
-
-
-@flax.struct.dataclass
 class LearnedState:
     """The policy and what it remembers."""
 
@@ -120,17 +111,13 @@ def learned(family: TaskFamily, config: LearnedConfig | None = None, *, axis_nam
     width = types + config.references * (types + size + 2)
 
     def init(key: Key) -> LearnedState:
-        key_learner, key_memory = jax.random.split(key)
-        zero = jnp.zeros((), jnp.int32)
-        empty = Memory(family.sample(key_memory, (config.memory,)), jnp.zeros(config.memory), zero, zero + 0)
-        return LearnedState(learner.init(key_learner, jax.ShapeDtypeStruct((width,), jnp.float32), Box(size)), empty)
+        policy = learner.init(key, jax.ShapeDtypeStruct((width,), jnp.float32), Box(size))
+        return LearnedState(policy, init_memory(family, config.memory))
 
     def context(memory: Memory, type_: Array, key: Key) -> Array:
-        place = jax.random.randint(key, (config.references,), 0, jnp.maximum(memory.count, 1))
-        reference = jax.tree.map(lambda x: x[place], memory.tasks)
-        present = jnp.ones((config.references, 1))
-        rows = [jax.nn.one_hot(reference.type, types), reference.cube, memory.rate[place][:, None], present]
-        seen = jnp.where(memory.count > 0, jnp.concatenate(rows, axis=-1), 0.0)
+        tasks, rate, present = recall(memory, key, config.references)
+        rows = [features(family, tasks), rate[:, None], jnp.ones((config.references, 1))]
+        seen = jnp.where(present[:, None], jnp.concatenate(rows, axis=-1), 0.0)
         return jnp.concatenate([jax.nn.one_hot(type_, types), seen.reshape(-1)])
 
     def propose(state: LearnedState, keys: Key) -> tuple[Proposal, Memo]:
@@ -141,7 +128,7 @@ def learned(family: TaskFamily, config: LearnedConfig | None = None, *, axis_nam
             seen = context(state.memory, drawn.type, key_context)
             action, _, info = learner.act(state.learner.params, seen, (), key_action)
             cube = jnp.where(own, jnp.clip(0.5 * (action + 1.0), 0.0, 1.0), drawn.cube)
-            return Proposal(drawn.type, cube), Memo(seen, info.raw_action, info.log_prob, own)
+            return family.canonical(Proposal(drawn.type, cube)), Memo(seen, info.raw_action, info.log_prob, own)
 
         return jax.vmap(one)(keys)
 
@@ -154,30 +141,10 @@ def learned(family: TaskFamily, config: LearnedConfig | None = None, *, axis_nam
         batch = Batch(memo.context, memo.raw_action, memo.log_prob, advantages, advantages, memo.own)
         policy, info = (state.learner, {}) if config.frozen else learner.fit(state.learner, batch, key)
         info = {f"proposer/{name}": x for name, x in info.items()}
-        memory = _remember(state.memory, gather((proposal, feedback.rate, feedback.accepted), axis_name))
+        memory = remember(state.memory, *gather((proposal, feedback.rate, feedback.accepted), axis_name))
         return LearnedState(policy, memory), info | _rewards(feedback, axis_name)
 
     return Proposer(init, propose, update)
-
-
-def _remember(memory: Memory, arrived: tuple[Proposal, Array, Array]) -> Memory:
-    """With the accepted ones among ``(proposal, rate, accepted)`` ``[N]``, the last M of them, in the ring."""
-    proposal, rate, accepted = arrived
-    capacity = memory.rate.shape[0]
-    rank = jnp.cumsum(accepted) - 1
-    number = accepted.sum(dtype=jnp.int32)
-    kept = accepted & (rank >= number - capacity)
-    place = jnp.where(kept, (memory.position + rank) % capacity, capacity)
-
-    def write(ring: Array, x: Array) -> Array:
-        return ring.at[place].set(x, mode="drop")
-
-    return Memory(
-        tasks=jax.tree.map(write, memory.tasks, proposal),
-        rate=write(memory.rate, rate),
-        count=jnp.minimum(memory.count + number, capacity),
-        position=(memory.position + number) % capacity,
-    )
 
 
 def _rewards(feedback: Feedback, axis_name: str | None) -> Info:
