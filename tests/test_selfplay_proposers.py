@@ -17,11 +17,13 @@ from azjax.selfplay import Parameter, Proposal, TaskFamily, TaskSpace
 from azjax.selfplay.proposers import (
     Feedback,
     GridConfig,
+    GuidedConfig,
     LearnedConfig,
     Proposer,
     SFLConfig,
     WideningConfig,
     grid_adaptive,
+    guided,
     learned,
     proposer_reward,
     sfl,
@@ -86,7 +88,12 @@ def known(rows: list[tuple[int, float, float]], memo: Any = None, accepted: Any 
 
 LEARNED = learned(FAMILY, LearnedConfig(references=2, memory=4))
 SMALL_BUFFER = sfl(FAMILY, SFLConfig(capacity=3, fresh=0.25, decay=0.5))
-PROPOSERS = {"uniform": uniform(FAMILY), "sfl": sfl(FAMILY, SFLConfig(capacity=64)), "learned": LEARNED}
+PROPOSERS = {
+    "uniform": uniform(FAMILY),
+    "sfl": sfl(FAMILY, SFLConfig(capacity=64)),
+    "learned": LEARNED,
+    "guided": guided(FAMILY),
+}
 PROPOSERS |= {
     "widening": widening(FAMILY, WideningConfig(updates=4)),
     "grid": grid_adaptive(FAMILY, GridConfig(cells=4)),
@@ -198,11 +205,16 @@ def test_the_memo_is_the_place_in_the_buffer():
     np.testing.assert_allclose(x[place == 1], 0.2, rtol=1e-6)
 
 
-def test_the_buffer_finds_the_tasks_in_doubt():
-    _, (feedback, _) = played(PROPOSERS["sfl"], *ROUNDS, jax.random.key(1))
+@pytest.mark.parametrize("name", ["sfl", "guided"])
+def test_replayed_and_chosen_tasks_are_more_in_doubt_than_uniform_ones(name):
+    """The memo tells which are which."""
+    _, (feedback, _) = played(PROPOSERS[name], 40, ROUNDS[1], jax.random.key(1))
     late = jax.tree.map(lambda x: np.asarray(x[-10:]), feedback)
-    replayed = late.memo >= 0
-    assert late.reward[replayed].mean() > 2.0 * max(late.reward[~replayed].mean(), 0.1)
+    own = late.memo >= 0 if name == "sfl" else late.memo
+    assert 0.4 < own.mean() < 0.6
+    for type_ in (0, 1):
+        of_type = late.proposal.type == type_
+        assert late.reward[own & of_type].mean() > late.reward[~own & of_type].mean() + 0.25
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,6 +354,8 @@ def test_a_frozen_proposer_does_not_learn():
         (lambda: widening(FAMILY, WideningConfig(updates=0)), "updates of the widening"),
         (lambda: grid_adaptive(FAMILY, GridConfig(cells=0)), "cells of the adaptive grid is 0"),
         (lambda: grid_adaptive(FAMILY, GridConfig(cells=1024 + 1)), "cells of the adaptive grid"),
+        (lambda: guided(FAMILY, GuidedConfig(candidates=0)), "candidates of the guided proposer is 0"),
+        (lambda: guided(FAMILY, GuidedConfig(hidden=(8, 0))), "hidden layer"),
         (lambda: uniform(TaskFamily({})), "no types"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from azjax.selfplay.proposers.base import Feedback, Proposer, proposer_reward
 from azjax.selfplay.proposers.grid import GridConfig, grid_adaptive
+from azjax.selfplay.proposers.guided import GuidedConfig, GuidedState, guided
 from azjax.selfplay.proposers.learned import LearnedConfig, LearnedState, learned
 from azjax.selfplay.proposers.sfl import SFLConfig, SFLState, sfl
 from azjax.selfplay.proposers.uniform import uniform
@@ -10,6 +11,8 @@ from azjax.selfplay.proposers.widening import WideningConfig, widening
 __all__ = [
     "Feedback",
     "GridConfig",
+    "GuidedConfig",
+    "GuidedState",
     "LearnedConfig",
     "LearnedState",
     "Proposer",
@@ -17,6 +20,7 @@ __all__ = [
     "SFLState",
     "WideningConfig",
     "grid_adaptive",
+    "guided",
     "learned",
     "proposer_reward",
     "sfl",
