@@ -19,17 +19,20 @@ from azjax.selfplay.proposers import (
     GridConfig,
     GuidedConfig,
     LearnedConfig,
+    PLRConfig,
     Proposer,
     SFLConfig,
     WideningConfig,
     grid_adaptive,
     guided,
     learned,
+    plr,
     proposer_reward,
     sfl,
     uniform,
     widening,
 )
+from azjax.selfplay.proposers.plr import replay_weights
 
 KEY = jax.random.key(0)
 UNIT = Parameter(0.0, 1.0, 0.0)
@@ -50,7 +53,8 @@ def feedback_of(proposal: Proposal, memo: Any, key: jax.Array, refused: float = 
     successes = jax.random.binomial(key, ATTEMPTS, true_rate(proposal))
     accepted = proposal.cube[..., 0] <= refused
     reward = proposer_reward(accepted, successes, ATTEMPTS)
-    return Feedback(proposal, memo, reward, accepted, jnp.where(accepted, successes / ATTEMPTS, 0.0))
+    rate = jnp.where(accepted, successes / ATTEMPTS, 0.0)
+    return Feedback(proposal, memo, reward, accepted, rate, rate * (1.0 - rate))
 
 
 init, propose, update = (
@@ -83,6 +87,7 @@ def known(rows: list[tuple[int, float, float]], memo: Any = None, accepted: Any 
         jnp.where(accepted, 4 * rate * (1 - rate), -1.0),
         accepted,
         jnp.where(accepted, rate, 0.0),
+        x,
     )
 
 
@@ -93,10 +98,9 @@ PROPOSERS = {
     "sfl": sfl(FAMILY, SFLConfig(capacity=64)),
     "learned": LEARNED,
     "guided": guided(FAMILY),
-}
-PROPOSERS |= {
-    "widening": widening(FAMILY, WideningConfig(updates=4)),
+    "widening": widening(FAMILY),
     "grid": grid_adaptive(FAMILY, GridConfig(cells=4)),
+    "plr": plr(FAMILY, PLRConfig(capacity=64)),
 }
 
 
@@ -123,13 +127,18 @@ def test_proposals_are_tasks_of_the_family_and_of_both_types(name):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", ["sfl", pytest.param("learned", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["sfl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("learned", "guided", "grid", "plr"))]
+)
 def test_proposals_and_state_do_not_depend_on_the_number_of_devices(name, require_devices):
     require_devices(2)
     mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
     make = {
         "sfl": functools.partial(sfl, FAMILY, SFLConfig(capacity=16)),
         "learned": functools.partial(learned, FAMILY),
+        "guided": functools.partial(guided, FAMILY),
+        "grid": functools.partial(grid_adaptive, FAMILY),
+        "plr": functools.partial(plr, FAMILY, PLRConfig(capacity=16)),
     }[name]
 
     def rounds(proposer: Proposer, keys: jax.Array) -> tuple[Any, Proposal]:
@@ -141,7 +150,7 @@ def test_proposals_and_state_do_not_depend_on_the_number_of_devices(name, requir
             rate = jnp.round(true_rate(proposal) * ATTEMPTS) / ATTEMPTS
             accepted = rate < 0.999
             reward = proposer_reward(accepted, rate * ATTEMPTS, ATTEMPTS)
-            state, _ = proposer.update(state, Feedback(proposal, memo, reward, accepted, rate), KEY)
+            state, _ = proposer.update(state, Feedback(proposal, memo, reward, accepted, rate, rate), KEY)
         return state, proposal
 
     keys = jax.random.split(jax.random.key(5), 32)
@@ -215,6 +224,29 @@ def test_replayed_and_chosen_tasks_are_more_in_doubt_than_uniform_ones(name):
     for type_ in (0, 1):
         of_type = late.proposal.type == type_
         assert late.reward[own & of_type].mean() > late.reward[~own & of_type].mean() + 0.25
+
+
+def test_prioritised_replay_keeps_what_surprised_and_weighs_rank_and_age_by_hand():
+    """The regret of ``known`` tasks is where they are."""
+    config = PLRConfig(capacity=3, replay=1.0, temperature=0.5, staleness=0.25)
+    proposer = plr(FAMILY, config)
+    state, _ = proposer.update(
+        proposer.init(KEY), known([(-1, 0.2, 0.0), (-1, 0.6, 0.0), (-1, 0.4, 1.0), (-1, 0.1, 1.0)]), KEY
+    )
+    np.testing.assert_allclose(state.buffer.score, [0.6, 0.4, 0.2])
+    ranks = np.array([1.0, 1 / 4, 1 / 9]) / (1 + 1 / 4 + 1 / 9)
+    np.testing.assert_allclose(replay_weights(state.buffer, state.updates, config), ranks, rtol=1e-5)
+    # The second is attempted again and surprises less than the third, which is refused if it comes.
+    state, _ = proposer.update(state, known([(1, 0.1, 0.0)]), KEY)
+    np.testing.assert_allclose(state.buffer.score, [0.6, 0.2, 0.1])
+    np.testing.assert_allclose(state.buffer.tasks.cube[:, 0], [0.6, 0.2, 0.4])
+    expected = 0.75 * ranks + 0.25 * np.array([0.5, 0.5, 0.0])
+    np.testing.assert_allclose(replay_weights(state.buffer, state.updates, config), expected, rtol=1e-5)
+    proposal, place = propose(proposer, state, jax.random.split(KEY, 2000))
+    np.testing.assert_allclose(np.bincount(place, minlength=3) / 2000, expected, atol=0.04)
+    np.testing.assert_array_equal(proposal.cube[:, 0], np.asarray(state.buffer.tasks.cube[:, 0])[place])
+    state, _ = proposer.update(state, known([(1, 0.9, 0.0), (-1, 0.9, 0.0)], accepted=False), KEY)
+    np.testing.assert_allclose(state.buffer.score, [0.6, 0.1, -np.inf])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -354,6 +386,7 @@ def test_a_frozen_proposer_does_not_learn():
         (lambda: widening(FAMILY, WideningConfig(updates=0)), "updates of the widening"),
         (lambda: grid_adaptive(FAMILY, GridConfig(cells=0)), "cells of the adaptive grid is 0"),
         (lambda: grid_adaptive(FAMILY, GridConfig(cells=1024 + 1)), "cells of the adaptive grid"),
+        (lambda: plr(FAMILY, PLRConfig(temperature=0.0)), "temperature of prioritised level replay"),
         (lambda: guided(FAMILY, GuidedConfig(candidates=0)), "candidates of the guided proposer is 0"),
         (lambda: guided(FAMILY, GuidedConfig(hidden=(8, 0))), "hidden layer"),
         (lambda: uniform(TaskFamily({})), "no types"),

@@ -4,7 +4,8 @@ from azjax.selfplay.proposers.base import Feedback, Proposer, proposer_reward
 from azjax.selfplay.proposers.grid import GridConfig, grid_adaptive
 from azjax.selfplay.proposers.guided import GuidedConfig, GuidedState, guided
 from azjax.selfplay.proposers.learned import LearnedConfig, LearnedState, learned
-from azjax.selfplay.proposers.sfl import SFLConfig, SFLState, sfl
+from azjax.selfplay.proposers.plr import PLRConfig, PLRState, plr
+from azjax.selfplay.proposers.sfl import SFLConfig, sfl
 from azjax.selfplay.proposers.uniform import uniform
 from azjax.selfplay.proposers.widening import WideningConfig, widening
 
@@ -15,13 +16,15 @@ __all__ = [
     "GuidedState",
     "LearnedConfig",
     "LearnedState",
+    "PLRConfig",
+    "PLRState",
     "Proposer",
     "SFLConfig",
-    "SFLState",
     "WideningConfig",
     "grid_adaptive",
     "guided",
     "learned",
+    "plr",
     "proposer_reward",
     "sfl",
     "uniform",

@@ -26,6 +26,7 @@ class Feedback(NamedTuple):
     reward: Array  # float32 [N] the proposer's, see ``proposer_reward``
     accepted: Array  # bool [N] by verification; the rest was not attempted
     rate: Array  # float32 [N] share of the attempts that succeeded; 0 where refused
+    regret: Array  # float32 [N] what replay ranks by: e.g. the attempts' mean |GAE|; 0 where refused
 
 
 class InitFn(Protocol):

@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from azjax.config import require_number
 from azjax.selfplay.proposers.base import Feedback, Proposer, gather
+from azjax.selfplay.proposers.buffer import EMPTY, Buffer, init_buffer, keep_best, mean_by_place, place_or_fresh
 from azjax.selfplay.spaces import Proposal, TaskFamily
 from azjax.types import Array, Info, Key
 
-__all__ = ["SFLConfig", "SFLState", "sfl"]
+__all__ = ["SFLConfig", "sfl"]
 
-_EMPTY = -jnp.inf
 _TIE_BREAK = 1e-3  # times the success rate
 
 
@@ -51,14 +50,6 @@ class SFLConfig:
         require_number("decay of the learnability buffer", self.decay, 1e-3, 1.0)
 
 
-@flax.struct.dataclass
-class SFLState:
-    """The buffer, best task first."""
-
-    tasks: Proposal  # [capacity]
-    score: Array  # float32 [capacity]; -inf where there is no task
-
-
 def sfl(family: TaskFamily, config: SFLConfig | None = None, *, axis_name: str | None = None) -> Proposer:
     """The learnability buffer as a proposer; the memo is the place in the buffer, -1 for a fresh task.
 
@@ -75,55 +66,38 @@ def sfl(family: TaskFamily, config: SFLConfig | None = None, *, axis_name: str |
     family.validate()
     capacity = config.capacity
 
-    def init(key: Key) -> SFLState:
-        # Copies of nothing: an empty place is never read, but its proposal has the types of one.
-        return SFLState(family.sample(key, (capacity,)), jnp.full(capacity, _EMPTY))
+    def init(key: Key) -> Buffer:
+        return init_buffer(family, capacity)
 
-    def propose(state: SFLState, keys: Key) -> tuple[Proposal, Array]:
-        held = jnp.sum(state.score > _EMPTY)
+    def propose(state: Buffer, keys: Key) -> tuple[Proposal, Array]:
+        held = state.count
 
         def one(key: Key) -> tuple[Proposal, Array]:
             key_fresh, key_place, key_task = jax.random.split(key, 3)
             fresh = jax.random.bernoulli(key_fresh, config.fresh) | (held == 0)
             place = jax.random.randint(key_place, (), 0, jnp.maximum(held, 1))
-            replayed = jax.tree.map(lambda x: x[place], state.tasks)
-            task = jax.tree.map(lambda x, y: jnp.where(fresh, x, y), family.sample(key_task), replayed)
-            return task, jnp.where(fresh, -1, place)
+            return place_or_fresh(state, fresh, place, family.sample(key_task))
 
         return jax.vmap(one)(keys)
 
-    def update(state: SFLState, feedback: Feedback, key: Key) -> tuple[SFLState, Info]:
+    def update(state: Buffer, feedback: Feedback, key: Key) -> tuple[Buffer, Info]:
         feedback = gather(feedback, axis_name)
         fresh = feedback.memo < 0
-        seen, reward, rate = _mean_by_place(feedback, capacity)
-        again = jnp.where(seen, _score(reward, rate), state.score * config.decay)
-        first = jnp.where(fresh & feedback.accepted, _score(feedback.reward, feedback.rate), _EMPTY)
-        score = jnp.concatenate([again, first])
-        tasks = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), state.tasks, feedback.proposal)
-        best, order = jax.lax.top_k(score, capacity)
-        held = best > _EMPTY
+        seen, reward, rate = mean_by_place(feedback.memo, capacity, feedback.reward, feedback.rate)
+        again = dataclasses.replace(state, score=jnp.where(seen, _score(reward, rate), state.score * config.decay))
+        first = jnp.where(fresh & feedback.accepted, _score(feedback.reward, feedback.rate), EMPTY)
+        state = keep_best(again, feedback.proposal, first, jnp.zeros((), jnp.int32))
+        held = state.score > EMPTY
         info = {
-            "proposer/buffer_tasks": jnp.sum(held, dtype=jnp.float32),
-            "proposer/buffer_score": jnp.where(held, best, 0.0).sum() / jnp.maximum(held.sum(), 1),
+            "proposer/buffer_tasks": state.count.astype(jnp.float32),
+            "proposer/buffer_score": jnp.where(held, state.score, 0.0).sum() / jnp.maximum(state.count, 1),
             "proposer/fresh": jnp.mean(fresh, dtype=jnp.float32),
         }
-        return SFLState(jax.tree.map(lambda x: x[order], tasks), best), info
+        return state, info
 
     return Proposer(init, propose, update)
 
 
 def _score(reward: Array, rate: Array) -> Array:
     """What tasks compete by; a task from which nothing can be learned does not."""
-    return jnp.where(reward > 0.0, reward + _TIE_BREAK * rate, _EMPTY)
-
-
-def _mean_by_place(feedback: Feedback, capacity: int) -> tuple[Array, Array, Array]:
-    """Which places of the buffer were attempted, and their mean reward and success rate: ``[capacity]`` each."""
-    place = jnp.where(feedback.memo < 0, capacity, feedback.memo)
-
-    def total(x: Array) -> Array:
-        return jnp.zeros(capacity).at[place].add(x, mode="drop")
-
-    count = total(jnp.ones(place.shape))
-    times = jnp.maximum(count, 1.0)
-    return count > 0, total(feedback.reward) / times, total(feedback.rate) / times
+    return jnp.where(reward > 0.0, reward + _TIE_BREAK * rate, EMPTY)
