@@ -255,6 +255,15 @@ def test_a_task_environment_trains_like_any_other():
     assert isinstance(env, azjax.Environment)
 
 
+@pytest.mark.parametrize("body", ["pointmass", "hopper"])
+def test_what_a_viewer_draws_is_the_body(body):
+    env = make_task_env(body)
+    scene, state = env.scene(), jax.eval_shape(lambda key: fresh_state(env, key), KEY)
+    links = {geom.link for geom in scene.geoms}
+    assert max(links) < jax.eval_shape(env.poses, state)[0].shape[0] == env.model().nbody - 1
+    assert scene.dt == pytest.approx(env.dt)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Brax's bodies
 # ---------------------------------------------------------------------------------------------------------------------

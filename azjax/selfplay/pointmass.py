@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from azjax.envs.base import EnvState
+from azjax.envs.brax import quiet_dependencies
+from azjax.envs.scene import Scene, scene_from_mujoco
 from azjax.types import ActionSpec, Array, Box, Key, ObservationSpec
 
 __all__ = ["PointMass"]
@@ -17,6 +20,19 @@ _TORQUE = 6.0  # rad/s² at full lock on 1 kg
 _DRAG = 1.0  # 1/s, along the heading, at friction 1
 _SKID = 4.0  # 1/s, across the heading, at friction 1
 _HEIGHT = 0.25  # m
+_LOOKS = f"""
+<mujoco model="pointmass">
+  <worldbody>
+    <light pos="0 0 6" dir="0 0 -1" directional="true"/>
+    <geom name="floor" type="plane" size="20 20 0.1" rgba="0.8 0.8 0.8 1"/>
+    <body name="ball" pos="0 0 {_HEIGHT}">
+      <freejoint/>
+      <geom type="sphere" size="{_HEIGHT}" rgba="0.2 0.4 0.7 1"/>
+      <geom type="box" size="0.12 0.05 0.05" pos="0.3 0 0" rgba="0.9 0.5 0.1 1"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
 
 
 class PointMass:
@@ -65,6 +81,14 @@ class PointMass:
         position = body["position"] + self.dt * velocity
         return self._state(position, body["heading"] + self.dt * turn_rate, velocity, turn_rate, physics)
 
+    def scene(self) -> Scene:
+        """What a viewer draws: a ball with a nose."""
+        return scene_from_mujoco(self.model(), self.dt)
+
+    def model(self) -> Any:
+        """The ``mujoco.MjModel`` of the looks; the physics is not MuJoCo's."""
+        return _looks()
+
     def poses(self, state: EnvState) -> tuple[Array, Array]:
         """World position ``[1, 3]`` and quaternion ``[1, 4]`` (w, x, y, z)."""
         half = 0.5 * state.inner["heading"]
@@ -84,6 +108,14 @@ class PointMass:
             terminated=never,
             truncated=never,
         )
+
+
+@functools.cache
+def _looks() -> Any:
+    with quiet_dependencies():
+        import mujoco
+
+        return mujoco.MjModel.from_xml_string(_LOOKS)
 
 
 def _ahead(heading: Array) -> Array:

@@ -20,7 +20,7 @@ and success is not to have fallen until the time limit, with a mean score, over 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
+from azjax.envs.scene import Scene
 from azjax.selfplay.spaces import Task, TaskFamily
 from azjax.types import ActionSpec, Array, Key, ObservationSpec
 
@@ -228,6 +229,15 @@ class TaskEnvironment:
         finite = jnp.stack([jnp.isfinite(x) for x in task.values.values()]).all()
         carries = jnp.abs(task.values["slope"]) < 0.5 * jnp.pi
         return finite & (factors > 0).all() & carries & (task.values["horizon"] >= self.dt)
+
+    def scene(self) -> Scene | None:
+        """What a viewer draws, the body's own scene; goals are not in it. ``None`` if the body has none."""
+        scene: Scene | None = getattr(self.body, "scene", lambda: None)()
+        return scene
+
+    def model(self) -> Any:
+        """The body's ``mujoco.MjModel``; ``None`` if it has none."""
+        return getattr(self.body, "model", lambda: None)()
 
     def poses(self, state: EnvState) -> tuple[Array, Array]:
         """World positions ``[L, 3]`` and quaternions ``[L, 4]`` (w, x, y, z) of the body's links."""
