@@ -359,6 +359,13 @@ def test_the_learned_proposer_finds_the_tasks_in_doubt_of_both_types(algorithm):
     assert own[-10:].mean() > others[-10:].mean() + 0.2
 
 
+def test_a_proposer_without_references_sees_the_type_alone():
+    proposer = learned(FAMILY, LearnedConfig(references=0))
+    proposal, memo = jax.eval_shape(lambda key: proposer.propose(proposer.init(key), jax.random.split(key, 8)), KEY)
+    assert memo.context.shape == (8, 2)
+    assert proposal.cube.shape == (8, 2)
+
+
 def test_a_frozen_proposer_does_not_learn():
     frozen = learned(FAMILY, LearnedConfig(references=2, memory=4, frozen=True))
     state = init(LEARNED, KEY)

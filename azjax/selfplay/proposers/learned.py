@@ -3,7 +3,8 @@ r"""A proposer that learns by policy gradient which tasks are worth proposing.
 As Absolute Zero's proposer, it is asked for a task of a given type, sees K past tasks with their success rates, and is
 rewarded by the learnability of what it answers; the advantage is that among the proposals of its type (TRR++). The
 policy is a learner of azjax's: PPO, TRPO, or REINFORCE, which is PPO with one epoch and one minibatch. Its action
-:math:`a \in [-1, 1]^D` is the point :math:`(a + 1) / 2` of the unit cube.
+:math:`a \in [-1, 1]^D` is the point :math:`(a + 1) / 2` of the unit cube; axes that a type lacks are noise to it, of
+no expected effect on the gradient.
 
 A share of the proposals is uniform instead: it keeps easy tasks from being forgotten and the proposer from collapsing,
 shows what lies elsewhere to the memory, and takes no part in the gradient, so that the rest stays on-policy.
@@ -135,9 +136,14 @@ def learned(family: TaskFamily, config: LearnedConfig | None = None, *, axis_nam
     def update(state: LearnedState, feedback: Feedback, key: Key) -> tuple[LearnedState, Info]:
         memo, proposal = feedback.memo, feedback.proposal
         advantages = task_role_advantages(
-            feedback.reward, proposal.type, jnp.zeros_like(proposal.type), tasks=types, roles=1,
-            weights=memo.own, axis_name=axis_name,
-        )  # fmt: skip
+            feedback.reward,
+            proposal.type,
+            jnp.zeros_like(proposal.type),
+            tasks=types,
+            roles=1,
+            weights=memo.own,
+            axis_name=axis_name,
+        )
         batch = Batch(memo.context, memo.raw_action, memo.log_prob, advantages, advantages, memo.own)
         policy, info = (state.learner, {}) if config.frozen else learner.fit(state.learner, batch, key)
         info = {f"proposer/{name}": x for name, x in info.items()}
