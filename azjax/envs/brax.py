@@ -125,11 +125,15 @@ def scale_system(system: Any, factors: Mapping[str, Array]) -> Any:
     """A ``brax.base.System`` with friction, mass and motor strength multiplied by ``factors``.
 
     Brax's own pipelines read links and actuators, MJX reads the arrays of its model; both are scaled alike. The inverse
-    weights by which MuJoCo regularises constraints scale inversely with mass.
+    weights by which MuJoCo regularises constraints scale inversely with mass. A vector ``gravity`` [m/s²] among the
+    factors takes the place of the model's.
     """
     friction, mass, strength = factors["friction"], factors["mass"], factors["motor_strength"]
     inertia = system.link.inertia
+    gravity = jnp.asarray(factors.get("gravity", system.gravity))
     return system.replace(
+        gravity=gravity,
+        opt=system.opt.replace(gravity=gravity),
         geom_friction=jnp.asarray(system.geom_friction).at[:, 0].multiply(friction),
         pair_friction=jnp.asarray(system.pair_friction).at[:, :2].multiply(friction),
         body_mass=system.body_mass * mass,
@@ -154,7 +158,8 @@ class BraxEnvironment:
       episode_length: the time limit in environment steps.
       randomization: ranges of physics factors drawn per episode; needs Brax's ``env.sys``.
 
-    ``reset`` and ``step`` are jitted: what changes in ``env`` after their first use is not seen.
+    ``reset`` and ``step`` are jitted: what changes in ``env`` after their first use is not seen. They take any params
+    that ``scale_system`` does, or ``()``, whatever ``sample_params`` draws.
 
     Raises:
       ValueError: if ``env`` has no ``action_size``, is already wrapped for training, or cannot be randomised.
@@ -249,7 +254,7 @@ class BraxEnvironment:
         return x.pos, x.rot
 
     def _with(self, params: Any) -> Any:
-        if self._randomization is None:
+        if not params:
             return self._env
         env, system = copy.copy(self._env), self._env.sys
         if self.backend in ("spring", "positional"):

@@ -75,10 +75,10 @@ def to_environment(env: Environment, action: Array) -> Array:
 
 def reset_lanes(env: Environment, vectorize: Vectorize, keys: Key) -> EnvState:
     """Fresh initial states for keys ``[B]``, batch-last."""
-    return _strongly_typed(vectorize(lambda key: fresh_state(env, key))(keys))
+    return strongly_typed(vectorize(lambda key: fresh_state(env, key))(keys))
 
 
-def _strongly_typed(states: EnvState) -> EnvState:
+def strongly_typed(states: EnvState) -> EnvState:
     """Environments return weakly typed leaves (``where(fallen, 1.0, 0.0)``); a state that comes out of an update with
     other weak types than it went in with would have the program traced a second time.
     """
@@ -124,7 +124,7 @@ def step_lanes(
     action = to_environment(env, action)
 
     def env_step(before: EnvState, action: Array) -> EnvState:
-        return _strongly_typed(vectorize(env.step)(before, action))
+        return strongly_typed(vectorize(env.step)(before, action))
 
     def repeat(carry: tuple[EnvState, Array], done: Array) -> tuple[tuple[EnvState, Array], None]:
         before, reward = carry

@@ -1,6 +1,7 @@
 """Self-play without data: the pure pieces with which an agent proposes its own tasks and learns to do them."""
 
 from azjax.selfplay.baselines import Baseline, CellStatistics, cell_statistics, task_role_advantages
+from azjax.selfplay.bodies import BODIES, make_task_env, task_family
 from azjax.selfplay.information import (
     BranchedInformation,
     ClassifierInformation,
@@ -10,25 +11,55 @@ from azjax.selfplay.information import (
     classifier_information,
     outcome_entropy,
 )
+from azjax.selfplay.pointmass import PointMass
 from azjax.selfplay.ranked import RankedBuffer, RankedReward, init_ranked, ranked_reward
 from azjax.selfplay.scores import LearnabilityKind, learnability
+from azjax.selfplay.spaces import Parameter, ParameterKind, Proposal, Task, TaskFamily, TaskSpace
+from azjax.selfplay.tasks import Outcome, TaskEnvironment, TaskSettings
+from azjax.selfplay.verification import (
+    TaskProtocol,
+    Verdict,
+    VerificationConfig,
+    verification_metrics,
+    verification_steps,
+    verify,
+)
 
 __all__ = [
+    "BODIES",
     "Baseline",
     "BranchedInformation",
     "CellStatistics",
     "ClassifierInformation",
     "LearnabilityKind",
+    "Outcome",
     "OutcomeKind",
+    "Parameter",
+    "ParameterKind",
+    "PointMass",
+    "Proposal",
     "RankedBuffer",
     "RankedReward",
+    "Task",
+    "TaskEnvironment",
+    "TaskFamily",
+    "TaskProtocol",
+    "TaskSettings",
+    "TaskSpace",
+    "Verdict",
+    "VerificationConfig",
     "binary_entropy",
     "branched_information",
     "cell_statistics",
     "classifier_information",
     "init_ranked",
     "learnability",
+    "make_task_env",
     "outcome_entropy",
     "ranked_reward",
+    "task_family",
     "task_role_advantages",
+    "verification_metrics",
+    "verification_steps",
+    "verify",
 ]

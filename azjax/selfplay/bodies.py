@@ -1,0 +1,112 @@
+"""The bodies that come with tasks, and the bounds within which their tasks lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from azjax.config import nearest, require
+from azjax.envs.brax import BraxEnvironment, load_brax
+from azjax.envs.registry import check_env_name, default_backend
+from azjax.selfplay.pointmass import PointMass
+from azjax.selfplay.spaces import Parameter, TaskFamily, TaskSpace
+from azjax.selfplay.tasks import TaskEnvironment, TaskSettings
+
+__all__ = ["BODIES", "make_task_env", "task_family"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bounds:
+    """How far the tasks of a body go; what they mean is in ``settings``."""
+
+    settings: TaskSettings
+    distance: tuple[float, float]  # m
+    horizon: tuple[float, float]  # s, of goals
+    speed: tuple[float, float]  # m/s
+    turn_rate: float  # rad/s, to either side
+    push: float  # m/s
+    slope: float = 0.25  # rad, up or down
+    duration: float = 5.0  # s, of the other types
+
+
+BODIES: dict[str, _Bounds] = {
+    "pointmass": _Bounds(TaskSettings(2.0, 0.5, 0.75, 0.75), (1.0, 10.0), (2.0, 6.0), (0.0, 5.0), 4.0, 4.0),
+    "ant": _Bounds(TaskSettings(2.0, 0.5, 1.0, 1.0), (1.0, 10.0), (2.0, 8.0), (0.0, 5.0), 1.5, 2.0),
+    "hopper": _Bounds(TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True), (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
+    "walker2d": _Bounds(TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True), (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
+    "humanoid": _Bounds(TaskSettings(1.0, 0.5, 0.75, 1.0), (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 1.0, 1.0),
+}
+"""Chosen by hand around what a trained policy can do, so that both easy and impossible tasks are inside."""
+
+
+def task_family(body: str, types: tuple[str, ...] | None = None) -> TaskFamily:
+    """The task spaces of a body: all of them, or those of some types in that order.
+
+    Raises:
+      ConfigError: for a body without tasks, or a type of task that it does not have.
+
+    Examples:
+      >>> task_family("hopper", ("goal",)).types
+      ('goal',)
+      >>> list(task_family("ant").spaces["command"].parameters)
+      ['speed', 'turn_rate']
+    """
+    require(body in BODIES, f"no tasks for {body!r}{nearest(body, list(BODIES))} (there are for: {', '.join(BODIES)})")
+    b = BODIES[body]
+    distance = Parameter(*b.distance, b.distance[0], unit="m")
+    bearing = Parameter(-math.pi, math.pi, 0.0, unit="rad")
+    horizon = Parameter(*b.horizon, b.duration, unit="s")
+    speed = Parameter(*b.speed, b.settings.reference_speed, unit="m/s")
+    turn_rate = Parameter(-b.turn_rate, b.turn_rate, 0.0, unit="rad/s")
+    disturbance = {
+        "slope": Parameter(-b.slope, b.slope, 0.0, unit="rad"),
+        "friction": Parameter(0.3, 2.0, 1.0, "log"),
+        "mass": Parameter(0.5, 2.0, 1.0, "log"),
+        "motor_strength": Parameter(0.5, 1.5, 1.0, "log"),
+        "push": Parameter(0.0, b.push, 0.0, unit="m/s"),
+    }
+    turns = not b.settings.planar
+    spaces = {
+        "goal": TaskSpace({"distance": distance} | ({"bearing": bearing} if turns else {}) | {"horizon": horizon}),
+        "command": TaskSpace({"speed": speed} | ({"turn_rate": turn_rate} if turns else {})),
+        "disturbance": TaskSpace(disturbance),
+    }
+    family = TaskFamily(spaces, {"bearing": bearing, "turn_rate": turn_rate})
+    return family if types is None else family.only(types)
+
+
+def make_task_env(
+    body: str,
+    types: tuple[str, ...] | None = None,
+    *,
+    backend: str | None = None,
+    family: TaskFamily | None = None,
+    **settings: Any,
+) -> TaskEnvironment:
+    """A body of azjax's with tasks.
+
+    Args:
+      body: `pointmass`, `ant`, `hopper`, `walker2d` or `humanoid`.
+      types: the types of task, default all of `goal`, `command` and `disturbance`.
+      backend: the physics of Brax's bodies; default `spring`.
+      family: other bounds than :func:`task_family`'s, e.g. wider ones for evaluation.
+      **settings: what the Brax environment's own constructor takes.
+
+    Raises:
+      ConfigError: for a name that does not exist, or settings that the body does not take.
+
+    Examples:
+      >>> env = make_task_env("pointmass", ("goal", "command"))
+      >>> env.observation_spec.shape, env.episode_length
+      ((12,), 60)
+    """
+    family = task_family(body, types) if family is None else family
+    if body == "pointmass":
+        require(backend is None and not settings, "the point mass has no backends and no settings; leave backend= out")
+        return TaskEnvironment(PointMass(), family, BODIES[body].settings)
+    backend = backend or default_backend(body)
+    check_env_name(body, backend)
+    return TaskEnvironment(
+        BraxEnvironment(load_brax(body, backend, **settings), name=body), family, BODIES[body].settings
+    )
