@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from azjax.config import ConfigError
-from azjax.reasoning import VOCABULARY, expect_proposal, expect_value, grammar, succeeded
+from azjax.reasoning import VOCABULARY
+from azjax.reasoning.arithmetic import DONE, NUMBER, OPERATION, ArithmeticDomain
 from azjax.reasoning.decoding import decode, masks_along
-from azjax.reasoning.language import INT, LIST
 from azjax.reasoning.model import MODEL_SIZES, PAD, TokenPolicy, policy_of_size
 
-POLICY = TokenPolicy(len(VOCABULARY), layers=2, width=16, heads=2, value_head=True)
-PROMPTS = jnp.array([[0, 0, 1, 3, 10], [2, 4, 20, 30, 10], [0, 2, 5, 70, 10]], jnp.int32)
-LENGTH = 32
+DOMAIN = ArithmeticDomain()  # its grammar is small; that of lists is tested beside it
+POLICY = TokenPolicy(DOMAIN.vocabulary, layers=2, width=16, heads=2, value_head=True)
+PROMPTS = jnp.array([[0, 0, 1, 3, 5], [2, 4, 20, 8, 5], [0, 2, 5, 7, 5]], jnp.int32)
+LENGTH = 10
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +25,20 @@ def params():
     return jax.tree.map(lambda x: 8 * x + 0.1, POLICY.init(jax.random.key(0)))
 
 
-def expected(number, first=None):
-    return jax.vmap(lambda _: first or expect_proposal())(jnp.arange(number))
+def expected(number, section=OPERATION):
+    start = DOMAIN._expect(1, section, 3)
+    return jax.tree.map(lambda x: jnp.repeat(x, number, axis=0), start)
+
+
+def succeeded(state):
+    return (state.section == DONE) & ~state.failed
 
 
 @pytest.fixture(scope="module")
 def write():
     return jax.jit(
         lambda params, key, state, copies=1, greedy=False, constrained=True: decode(
-            POLICY, params, grammar, key, PROMPTS, state, LENGTH, copies=copies, greedy=greedy, constrained=constrained
+            POLICY, params, DOMAIN, key, PROMPTS, state, LENGTH, copies=copies, greedy=greedy, constrained=constrained
         ),
         static_argnames=("copies", "greedy", "constrained"),
     )
@@ -69,13 +75,13 @@ def test_answers_end_within_the_mask(answers):
     assert chosen.all()
     assert ((np.asarray(answers.tokens) == PAD) == ~np.asarray(answers.mask)).all()
     assert len({tuple(row) for row in np.asarray(answers.tokens).tolist()}) > 8  # copies are independent
-    masks, state = jax.jit(lambda s, t: masks_along(grammar, s, t))(expected(12), answers.tokens)
+    masks, state = jax.jit(lambda s, t: masks_along(DOMAIN, s, t))(expected(12), answers.tokens)
     np.testing.assert_array_equal(masks, answers.allowed)
     assert bool(succeeded(state).all())
 
 
 def test_without_the_mask_a_wrong_token_ends_the_answer_for_good(params, write):
-    free = write(params, jax.random.key(2), expected(3, expect_value(LIST)), constrained=False)
+    free = write(params, jax.random.key(2), expected(3, NUMBER), constrained=False)
     failed, mask = np.asarray(free.state.failed), np.asarray(free.mask)
     assert failed.any()
     assert not succeeded(free.state)[failed].any()
@@ -86,15 +92,15 @@ def test_without_the_mask_a_wrong_token_ends_the_answer_for_good(params, write):
 
 
 def test_greedy_answers_are_the_most_probable_whatever_the_key(params, write):
-    one, other = (write(params, jax.random.key(n), expected(3, expect_value(INT)), greedy=True) for n in range(2))
+    one, other = (write(params, jax.random.key(n), expected(3), greedy=True) for n in range(2))
     np.testing.assert_array_equal(one.tokens, other.tokens)
     distribution, _ = whole(params, one)
     np.testing.assert_array_equal(distribution.mode(), one.tokens)
 
 
 def test_a_token_depends_on_nothing_behind_it(params):
-    tokens = jax.random.randint(jax.random.key(3), (1, 9), 1, len(VOCABULARY))
-    allowed = jnp.ones((1, 8, len(VOCABULARY)), bool)
+    tokens = jax.random.randint(jax.random.key(3), (1, 9), 1, DOMAIN.vocabulary)
+    allowed = jnp.ones((1, 8, DOMAIN.vocabulary), bool)
     logits = POLICY.apply(params, {"tokens": tokens, "allowed": allowed})[0].logits
     changed = POLICY.apply(params, {"tokens": tokens.at[0, 5].set(1), "allowed": allowed})[0].logits
     np.testing.assert_allclose(logits[:, :5], changed[:, :5], atol=1e-5)

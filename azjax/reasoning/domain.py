@@ -66,12 +66,16 @@ class Domain(Protocol):
         """Prompts for proposers, int32 `[number, W]`; what the grammar expects of each; and context for ``read``."""
         ...
 
-    def read(self, key: Key, task: int, context: Any, state: Any, step: Array) -> Proposals:
-        """Parses and verifies proposals from the grammar's last states; ``step`` grows from call to call."""
+    def read(self, key: Key, task: int, context: Any, state: Any) -> Any:
+        """Parses proposals from the grammar's last states, `[B]`; nothing is verified yet."""
         ...
 
-    def draw(self, key: Key, task: int, number: int, level: Array, step: Array) -> Proposals:
-        """Proposals drawn uniformly from the grammar, verified as those of ``read``."""
+    def draw(self, key: Key, task: int, number: int, level: Array) -> Any:
+        """Proposals drawn from the grammar, as ``read`` gives them, `[number]`."""
+        ...
+
+    def verify(self, task: int, drafts: Any, step: Array) -> Proposals:
+        """Passes what ``read`` and ``draw`` gave through every gate; ``step`` grows from call to call."""
         ...
 
     def remember(self, memory: Any, task: int, proposals: Proposals, step: Array) -> tuple[Any, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,16 @@ from azjax.types import Array, Key
 __all__ = ["ListDomain"]
 
 _SPARE = 3
-"""Inputs that are drawn for each that is wanted, for many programs fail on many inputs."""
+"""Inputs of a draft for each that is wanted."""
+
+
+class Draft(NamedTuple):
+    """`B` programs with more inputs than are wanted; the first ones on which a program has an output are kept."""
+
+    program: Program  # [B]
+    inputs: Value  # [B, C, MAX_INPUTS]
+    required: Array  # int32 [B] how many were proposed, the first ones: with each of them the program needs an output
+    formatted: Array  # bool [B]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,25 +119,39 @@ class ListDomain:
         state = jax.vmap(lambda t: expect_task(TASKS[task], t, max_lines=level, examples=self.written))(context)
         return proposer_prompt(TASKS[task], references), state, context
 
-    def read(self, key: Key, task: int, context: Triplet, state: GrammarState, step: Array) -> Proposals:
-        """Verifies what was written; an induction task's other inputs are drawn here."""
+    def read(self, key: Key, task: int, context: Triplet, state: GrammarState) -> Draft:
+        """What was written; an induction task's other inputs are drawn here."""
+        program = context.program if TASKS[task] == "induction" else state.program
+        required = self.written if TASKS[task] == "induction" else 1
+        drawn = random_inputs(key, program.signature, self._candidates(task) - required)
+        inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), as_int32(state.inputs), drawn)
         formatted = succeeded(state)
-        if TASKS[task] != "induction":
-            return self._examined(state.program, state.inputs, formatted, step)
-        program, written = context.program, state.inputs
-        rest = self.examples - self.written
-        if rest:
-            written = _joined(written, _valid_inputs(key, program, rest))
-        return self._examined(program, written, formatted, step)
+        return Draft(as_int32(program), inputs, jnp.full(formatted.shape, required), formatted)
 
-    def draw(self, key: Key, task: int, number: int, level: Array, step: Array) -> Proposals:
-        """Programs written by the grammar alone, on inputs on which they have an output where such were found."""
+    def draw(self, key: Key, task: int, number: int, level: Array) -> Draft:
+        """Programs written by the grammar alone, and random inputs."""
         program_key, input_key = jax.random.split(key)
         state, _ = jax.vmap(lambda k: sample_tokens(k, expect_proposal(level), PROPOSAL_TOKENS))(
             jax.random.split(program_key, number)
         )
-        inputs = _valid_inputs(input_key, state.program, self._examples(task))
-        return self._examined(state.program, inputs, succeeded(state), step)
+        inputs = random_inputs(input_key, state.program.signature, self._candidates(task))
+        return Draft(state.program, inputs, jnp.zeros(number, jnp.int32), succeeded(state))
+
+    def verify(self, task: int, drafts: Draft, step: Array) -> Proposals:
+        """The gates of `azjax.reasoning.verification`, for the program on each of its inputs."""
+        program, candidates = drafts.program, self._candidates(task)
+        wide = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), candidates, *x.shape[1:])), program)
+        verdict = verify(wide, drafts.inputs, step * 2)  # two runs a call
+        order = jnp.argsort(~verdict.accepted, axis=1, stable=True)[:, : self._examples(task)]
+        accepted, inputs, outputs = jax.tree.map(
+            lambda x: jax.vmap(lambda row, chosen: row[chosen])(x, order),
+            (verdict.accepted, drafts.inputs, verdict.output),
+        )
+        written = jnp.arange(candidates) < drafts.required[:, None]
+        admitted, meaning = self._admitted(program)
+        passed = drafts.formatted & accepted.all(-1) & (verdict.accepted | ~written).all(-1) & admitted
+        item = Triplet(program, inputs, outputs)
+        return Proposals(item, drafts.formatted, passed, meaning, examine(program).length)
 
     def remember(
         self, memory: tuple[TripletBuffer, ...], task: int, proposals: Proposals, step: Array
@@ -177,6 +200,10 @@ class ListDomain:
     def _examples(self, task: int) -> int:
         return self.examples if TASKS[task] == "induction" else 1
 
+    def _candidates(self, task: int) -> int:
+        """Inputs that a draft comes with: many programs fail on many inputs."""
+        return _SPARE * self._examples(task)
+
     def _admitted(self, program: Program) -> tuple[Array, Array]:
         """Which programs may be learned from, whatever their inputs; and their meanings."""
         meaning = probe(program)
@@ -184,15 +211,6 @@ class ListDomain:
         if self.held_out is not None:
             admitted &= ~same_hash(meaning.hash, jnp.asarray(self.held_out, jnp.uint32)).any(-1)
         return admitted, meaning.hash
-
-    def _examined(self, program: Program, inputs: Value, formatted: Array, step: Array) -> Proposals:
-        examples = inputs.kind.shape[1]
-        wide = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), examples, *x.shape[1:])), program)
-        verdict = verify(wide, inputs, step * 2)  # two runs a call
-        admitted, meaning = self._admitted(program)
-        accepted = formatted & verdict.accepted.all(-1) & admitted
-        item = Triplet(as_int32(program), as_int32(inputs), verdict.output)
-        return Proposals(item, formatted, accepted, meaning, examine(program).length)
 
 
 def _nothing(number: int) -> Triplet:
@@ -206,15 +224,3 @@ def _example(values: Value) -> Value:
 
 def _for_each(program: Program) -> Program:
     return jax.tree.map(lambda x: x[:, None], program)  # type: ignore[no-any-return]
-
-
-def _joined(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), a, b)
-
-
-def _valid_inputs(key: Key, program: Program, number: int) -> Value:
-    """Random inputs `[B, number, MAX_INPUTS]`, those on which the program has an output first."""
-    drawn = random_inputs(key, program.signature, _SPARE * number)
-    _, valid = execute(_for_each(program), drawn)
-    order = jnp.argsort(~valid, axis=1, stable=True)[:, :number]
-    return jax.tree.map(lambda x: jax.vmap(lambda row, chosen: row[chosen])(x, order), drawn)  # type: ignore[no-any-return]

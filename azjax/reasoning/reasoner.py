@@ -293,10 +293,11 @@ class _Play(NamedTuple):
             prompt, expected, context = self.domain.invite(invite_key, state.memory, task, number, state.level)
             answers = self._write(decode_key, state, prompt, expected, self.domain.proposal_tokens(task))
             written = prompt, answers
-            parts.append(self.domain.read(read_key, task, context, answers.state, state.updates))
+            parts.append(self.domain.read(read_key, task, context, answers.state))
         if self.config.drawn:
-            parts.append(self.domain.draw(draw_key, task, self.config.drawn, state.level, state.updates))
-        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts), written
+            parts.append(self.domain.draw(draw_key, task, self.config.drawn, state.level))
+        drafts = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        return self.domain.verify(task, drafts, state.updates), written
 
     def _solve(
         self, key: Key, state: ReasonerState, task: int, item: Any, copies: int = 1
