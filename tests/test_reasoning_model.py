@@ -9,7 +9,7 @@ import pytest
 
 from azjax.config import ConfigError
 from azjax.reasoning import VOCABULARY
-from azjax.reasoning.arithmetic import DONE, NUMBER, OPERATION, ArithmeticDomain
+from azjax.reasoning.arithmetic import DONE, OPERATION, ArithmeticDomain
 from azjax.reasoning.decoding import decode, masks_along
 from azjax.reasoning.model import MODEL_SIZES, PAD, TokenPolicy, policy_of_size
 
@@ -21,13 +21,16 @@ LENGTH = 10
 
 @pytest.fixture(scope="module")
 def params():
-    # Larger weights than at the start, so that what is compared depends on every layer.
-    return jax.tree.map(lambda x: 8 * x + 0.1, POLICY.init(jax.random.key(0)))
+    # Larger weights than at the start, where nearly uniform choices would agree by themselves.
+    return jax.tree.map(lambda x: 4 * x + 0.02, POLICY.init(jax.random.key(0)))
 
 
-def expected(number, section=OPERATION):
-    start = DOMAIN._expect(1, section, 3)
+def expected(number):
+    start = DOMAIN._expect(1, OPERATION, 3)
     return jax.tree.map(lambda x: jnp.repeat(x, number, axis=0), start)
+
+
+forward = jax.jit(POLICY.apply)
 
 
 def succeeded(state):
@@ -53,7 +56,7 @@ def whole(params, answers, copies=1, pad=0):
     """The forward pass on prompts and answers at once."""
     prompts = jnp.repeat(PROMPTS, copies, axis=0)
     tokens = jnp.concatenate([jnp.zeros((len(prompts), pad), jnp.int32), prompts, answers.tokens], axis=1)
-    return POLICY.apply(params, {"tokens": tokens, "allowed": answers.allowed})
+    return forward(params, {"tokens": tokens, "allowed": answers.allowed})
 
 
 @pytest.mark.parametrize("pad", [0, 7])
@@ -64,7 +67,7 @@ def test_decoding_agrees_with_the_whole_forward_pass_however_far_prompts_are_fil
         distribution.log_prob(answers.tokens)[mask], answers.log_prob[mask], rtol=2e-4, atol=2e-4
     )
     np.testing.assert_allclose(value[mask], answers.value[mask], rtol=2e-4, atol=2e-4)
-    assert np.ptp(np.asarray(answers.log_prob)[mask]) > 1  # not a comparison of constants
+    assert np.ptp(np.asarray(answers.log_prob)[mask]) > 0.5  # not a comparison of constants
     assert bool(jnp.isfinite(distribution.entropy()).all())
     assert bool(jnp.isfinite(distribution.kl(distribution)).all())
 
@@ -81,7 +84,7 @@ def test_answers_end_within_the_mask(answers):
 
 
 def test_without_the_mask_a_wrong_token_ends_the_answer_for_good(params, write):
-    free = write(params, jax.random.key(2), expected(3, NUMBER), constrained=False)
+    free = write(params, jax.random.key(2), expected(3), constrained=False)
     failed, mask = np.asarray(free.state.failed), np.asarray(free.mask)
     assert failed.any()
     assert not succeeded(free.state)[failed].any()
@@ -101,8 +104,8 @@ def test_greedy_answers_are_the_most_probable_whatever_the_key(params, write):
 def test_a_token_depends_on_nothing_behind_it(params):
     tokens = jax.random.randint(jax.random.key(3), (1, 9), 1, DOMAIN.vocabulary)
     allowed = jnp.ones((1, 8, DOMAIN.vocabulary), bool)
-    logits = POLICY.apply(params, {"tokens": tokens, "allowed": allowed})[0].logits
-    changed = POLICY.apply(params, {"tokens": tokens.at[0, 5].set(1), "allowed": allowed})[0].logits
+    logits = forward(params, {"tokens": tokens, "allowed": allowed})[0].logits
+    changed = forward(params, {"tokens": tokens.at[0, 5].set(1), "allowed": allowed})[0].logits
     np.testing.assert_allclose(logits[:, :5], changed[:, :5], atol=1e-5)
     assert float(jnp.abs(logits[:, 5:] - changed[:, 5:]).max()) > 1e-3
 
