@@ -109,8 +109,9 @@ class ListDomain:
         k = 1 if induction else self.references
         if induction:
             # A program of either of the other tasks: the two buffers have the same layout.
-            both = [sample_uniform(key, memory[n], number) for n in range(2)]
-            first = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5, (number,))
+            *keys, choice_key = jax.random.split(key, 3)
+            both = [sample_uniform(k, memory[n], number) for n, k in enumerate(keys)]
+            first = jax.random.bernoulli(choice_key, 0.5, (number,))
             drawn = jax.tree.map(lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b), *both)
         else:
             drawn = sample_uniform(key, memory[task], number * k)
@@ -129,10 +130,12 @@ class ListDomain:
         return Draft(as_int32(program), inputs, jnp.full(formatted.shape, required), formatted)
 
     def draw(self, key: Key, task: int, number: int, level: Array) -> Draft:
-        """Programs written by the grammar alone, and random inputs."""
-        program_key, input_key = jax.random.split(key)
-        state, _ = jax.vmap(lambda k: sample_tokens(k, expect_proposal(level), PROPOSAL_TOKENS))(
-            jax.random.split(program_key, number)
+        """Programs written by the grammar alone, of lengths up to one that is uniform; and random inputs."""
+        level_key, program_key, input_key = jax.random.split(key, 3)
+        # Few programs end early by themselves: `end` is one among many tokens that may follow.
+        levels = jax.random.randint(level_key, (number,), 1, level + 1)
+        state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n), PROPOSAL_TOKENS))(
+            jax.random.split(program_key, number), levels
         )
         inputs = random_inputs(input_key, state.program.signature, self._candidates(task))
         return Draft(state.program, inputs, jnp.zeros(number, jnp.int32), succeeded(state))
