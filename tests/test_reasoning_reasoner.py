@@ -192,14 +192,17 @@ def test_trpo_takes_the_same_batch():
 
 
 @pytest.mark.slow
-def test_imitation_teaches_the_solver():
-    config = ReasonerConfig(batch=32, attempts=2, first_level=1, grow_at=2.0, uniform_share=0.5, imitate_updates=10_000)
-    policy = TokenPolicy(DOMAIN.vocabulary, layers=2, width=32, heads=2)
+def test_imitation_alone_teaches_the_solver():
+    # All rewards are equal, so their advantages are 0 and the known answers alone teach; chance is 1 in 11.
+    config = ReasonerConfig(batch=64, attempts=2, first_level=1, grow_at=2.0, uniform_share=1.0, train_proposer=False,
+                            wrong=1.0, imitate_updates=10_000)  # fmt: skip
+    policy = TokenPolicy(DOMAIN.vocabulary, layers=2, width=64, heads=4)
     domain = ArithmeticDomain(capacity=256)
-    _, infos = updates(domain, policy, config, 600, default_learner(policy, learning_rate=3e-3))
-    early, late = ([info["evaluate/solved"] for info in part] for part in (infos[:20], infos[-20:]))
-    assert np.mean(early) < 0.2
-    assert np.mean(late) > 0.4
+    _, infos = updates(domain, policy, config, 350, default_learner(policy, learning_rate=3e-3))
+    for task in domain.tasks:
+        early, late = (np.mean([info[f"{task}/solved"] for info in part]) for part in (infos[:10], infos[-20:]))
+        assert early < 0.17
+        assert late > 0.27
 
 
 @pytest.fixture(scope="module")
