@@ -28,7 +28,12 @@ LOG_STD_RANGE = (-5.0, 2.0)
 
 
 class Network(Protocol):
-    """What a learner needs of a network: parameters from specs, and a pure forward pass on batches of any rank."""
+    """What a learner needs of a network: parameters from specs, and a pure forward pass on batches of any rank.
+
+    A network with a true attribute ``sequence`` takes observations of whole sequences of decisions, and gives
+    distributions ``[N, R]`` and values ``[N, R]`` for N of them: batches then end with an axis of R decisions, which
+    learners keep together.
+    """
 
     def init(self, key: Key, observation_spec: ObservationSpec, action_spec: ActionSpec) -> Params:
         """Parameters for one kind of observation and action; ``key`` is consumed."""

@@ -217,19 +217,33 @@ def make_estimate(forward: Forward) -> EstimateFn:
     return estimate
 
 
-def flatten_batch(batch: Batch) -> Batch:
-    """The batch with one leading axis."""
-    rank = batch.log_prob.ndim
+def is_sequence(network: Network) -> bool:
+    """Whether an observation of the network is one of a whole sequence of decisions; see ``Network``."""
+    return getattr(network, "sequence", False)
+
+
+def flatten_batch(batch: Batch, *, sequence: bool = False) -> Batch:
+    """The batch with one leading axis: that of decisions, or of sequences, with the decisions of each behind it."""
+    rank = batch.log_prob.ndim - sequence
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[rank:]), batch)
 
 
-def blank_masked(tree: Any, mask: Array) -> Any:
-    """Zeros in place of masked entries: a NaN in one would reach the gradient even past a later selection."""
+def blank_masked(batch: Batch, *, sequence: bool = False) -> Batch:
+    """Zeros in place of masked entries: a NaN in one would reach the gradient even past a later selection.
 
-    def blank(x: Array) -> Array:
-        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+    The observation of a sequence is left as it is if any decision of it counts.
+    """
 
-    return jax.tree.map(blank, tree)
+    def blank(tree: Any, mask: Array) -> Any:
+        def one(x: Array) -> Array:
+            return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, jnp.zeros_like(x))
+
+        return jax.tree.map(one, tree)
+
+    observation, *decisions = batch
+    return Batch(
+        blank(observation, batch.mask.any(-1) if sequence else batch.mask), *(blank(x, batch.mask) for x in decisions)
+    )
 
 
 def log_importance_ratio(distribution: Distribution, batch: Batch) -> Array:

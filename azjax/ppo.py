@@ -23,6 +23,7 @@ from azjax.on_policy import (
     initial_hyperparameters,
     initial_params,
     initial_return_statistics,
+    is_sequence,
     log_importance_ratio,
     make_act,
     make_estimate,
@@ -176,7 +177,8 @@ def ppo_loss(
     References:
       Schulman et al., 2017, Proximal Policy Optimization Algorithms, arXiv 1707.06347, section 3 and equation 9.
     """
-    batch, advantages = blank_masked(minibatch, minibatch.batch.mask)
+    batch = blank_masked(minibatch.batch, sequence=is_sequence(network))
+    advantages = jnp.where(batch.mask, minibatch.advantages, 0.0)
     observation = network_input(config, statistics, batch.observation)
     distribution, value = network.apply(network_params, observation)
 
@@ -320,7 +322,7 @@ def ppo(
         return (state, running), info if optimizer is not None else {**info, "learning_rate": rate}
 
     def fit(state: PPOState, batch: Batch, key: Key) -> tuple[PPOState, Info]:
-        flat_batch = flatten_batch(batch)
+        flat_batch = flatten_batch(batch, sequence=is_sequence(net))
         advantages = flat_batch.advantages
         if config.advantage_normalization == "batch":
             advantages = normalize_advantages(advantages, flat_batch.mask, axis_name)

@@ -32,6 +32,7 @@ from azjax.on_policy import (
     initial_hyperparameters,
     initial_params,
     initial_return_statistics,
+    is_sequence,
     log_importance_ratio,
     make_act,
     make_estimate,
@@ -342,13 +343,14 @@ def trpo(config: TRPOConfig | None = None, *, network: Network | None = None, ax
 
     def fit(state: TRPOState, batch: Batch, key: Key) -> tuple[TRPOState, Info]:
         key_policy, key_value = jax.random.split(key)
-        flat = flatten_batch(batch)
+        flat = flatten_batch(batch, sequence=is_sequence(net))
         diagnostics = value_diagnostics(flat, axis_name)
         advantages = flat.advantages
         if config.advantage_normalization == "batch":
             advantages = normalize_advantages(advantages, flat.mask, axis_name)
         observation = network_input(config, state.params.statistics, flat.observation)
-        flat = blank_masked(flat._replace(observation=observation, advantages=advantages), flat.mask)
+        flat = flat._replace(observation=observation, advantages=advantages)
+        flat = blank_masked(flat, sequence=is_sequence(net))
         parts = separate(net, state.params.network, flat.observation)
         # Advantages and returns were estimated before either, so neither sees what the other changes.
         state, of_policy = improve_policy(state, flat, key_policy, parts.policy)

@@ -1,8 +1,9 @@
-"""The Absolute Zero Reasoner's world, wholly in XLA: language, interpreter, verification, buffers, tasks.
+"""The Absolute Zero Reasoner, wholly in XLA: language, interpreter, verification, buffers, tasks, model, loop.
 
 Pure functions over arrays; `docs/reasoning.md` describes them.
 """
 
+from azjax.reasoning.arithmetic import ArithmeticDomain
 from azjax.reasoning.buffers import (
     Triplet,
     TripletBuffer,
@@ -13,6 +14,8 @@ from azjax.reasoning.buffers import (
     sample_uniform,
     zero_triplet,
 )
+from azjax.reasoning.decoding import Answers, decode
+from azjax.reasoning.domain import Domain, Proposals
 from azjax.reasoning.enumeration import enumerate_programs
 from azjax.reasoning.grammar import (
     GrammarState,
@@ -28,6 +31,9 @@ from azjax.reasoning.grammar import (
 )
 from azjax.reasoning.interpreter import execute, trace
 from azjax.reasoning.language import Program, Value, equal, is_value, value, zero_program
+from azjax.reasoning.lists import ListDomain
+from azjax.reasoning.model import MODEL_SIZES, TokenPolicy, policy_of_size
+from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, ReasonerState, default_learner, make_reasoner
 from azjax.reasoning.tasks import (
     TASKS,
     Task,
@@ -46,19 +52,31 @@ from azjax.reasoning.verification import Meaning, Verdict, probe, verify
 from azjax.reasoning.wellformed import Form, examine
 
 __all__ = [
+    "MODEL_SIZES",
     "TASKS",
     "VOCABULARY",
+    "Answers",
+    "ArithmeticDomain",
+    "Domain",
     "Form",
     "GrammarState",
+    "ListDomain",
     "Meaning",
     "Program",
+    "Proposals",
+    "Reasoner",
+    "ReasonerConfig",
+    "ReasonerState",
     "Task",
+    "TokenPolicy",
     "Triplet",
     "TripletBuffer",
     "Value",
     "Verdict",
     "advance",
     "allowed",
+    "decode",
+    "default_learner",
     "detokenize",
     "enumerate_programs",
     "equal",
@@ -75,8 +93,10 @@ __all__ = [
     "init_buffer",
     "is_value",
     "judge",
+    "make_reasoner",
     "parse_program",
     "parse_value",
+    "policy_of_size",
     "probe",
     "program_tokens",
     "prompt_tokens",

@@ -1,0 +1,229 @@
+"""List programs as a domain: deduction, abduction and induction over the language of `azjax.reasoning.language`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from azjax.config import require
+from azjax.reasoning import grammar
+from azjax.reasoning.buffers import Triplet, TripletBuffer, init_buffer, push, sample_newest, sample_uniform
+from azjax.reasoning.domain import Proposals
+from azjax.reasoning.grammar import PROPOSAL_TOKENS, GrammarState, expect_proposal, sample_tokens, succeeded
+from azjax.reasoning.hashing import same_hash
+from azjax.reasoning.inputs import random_inputs
+from azjax.reasoning.interpreter import execute
+from azjax.reasoning.language import MAX_LINES, Program, Value, as_int32
+from azjax.reasoning.tasks import TASKS, expect_answer, expect_task, judge, proposer_prompt, solver_prompt
+from azjax.reasoning.tokens import (
+    INPUT_TOKENS,
+    PROGRAM_TOKENS,
+    VALUE_TOKENS,
+    VOCABULARY,
+    pack_segments,
+    program_tokens,
+    value_tokens,
+)
+from azjax.reasoning.verification import probe, verify
+from azjax.reasoning.wellformed import examine
+from azjax.types import Array, Key
+
+__all__ = ["ListDomain"]
+
+_SPARE = 3
+"""Inputs of a draft for each that is wanted."""
+
+
+class Draft(NamedTuple):
+    """`B` programs with more inputs than are wanted; the first ones on which a program has an output are kept."""
+
+    program: Program  # [B]
+    inputs: Value  # [B, C, MAX_INPUTS]
+    required: Array  # int32 [B] how many were proposed, the first ones: with each of them the program needs an output
+    formatted: Array  # bool [B]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ListDomain:
+    """The three tasks over list programs.
+
+    Deduction and abduction proposers see K references and write a program with one input; induction proposers see a
+    program and write inputs. Memory is one ring buffer for each task.
+    """
+
+    references: int = 6
+    """K, past triplets that a proposer sees; 0 for none."""
+    examples: int = 10
+    """Examples of an induction task."""
+    shown: int = 5
+    """How many of them its solver sees; the others decide."""
+    written: int = 2
+    """How many of them its proposer writes; the others are drawn among inputs on which the program has an output."""
+    capacity: int = 16384
+    """Triplets that each buffer holds."""
+    per_class: int | None = 8
+    """Triplets with the same meaning that a buffer holds at most; None: any number."""
+    novelty: bool = True
+    """Refuse constants, identities and programs that fail on most probes."""
+    held_out: Array | None = None
+    """Meanings that may not be proposed, uint32 `[H, 2]`: those of the test set."""
+
+    tasks = TASKS
+    levels = MAX_LINES
+    vocabulary = len(VOCABULARY)
+    allowed = staticmethod(grammar.allowed)
+    advance = staticmethod(grammar.advance)
+
+    def __post_init__(self) -> None:
+        """Raises ``ConfigError`` for numbers that make no sense."""
+        require(self.references >= 0, f"references is {self.references}; it can't be negative")
+        require(
+            0 <= self.shown < self.examples,
+            f"shown is {self.shown} of {self.examples} examples; at least one must stay hidden",
+        )
+        require(
+            1 <= self.written <= self.examples,
+            f"written is {self.written}; an induction proposer writes 1 to {self.examples} inputs",
+        )
+
+    def proposal_tokens(self, task: int) -> int:
+        """Tokens of the longest proposal."""
+        return self.written * INPUT_TOKENS if TASKS[task] == "induction" else PROPOSAL_TOKENS
+
+    def answer_tokens(self, task: int) -> int:
+        """Tokens of the longest answer."""
+        return (VALUE_TOKENS, INPUT_TOKENS, PROGRAM_TOKENS - 1)[task]
+
+    def init(self) -> tuple[TripletBuffer, ...]:
+        """Buffers that hold the zero triplet."""
+        return tuple(init_buffer(self.capacity, self._examples(task)) for task in range(len(TASKS)))
+
+    def invite(
+        self, key: Key, memory: tuple[TripletBuffer, ...], task: int, number: int, level: Array
+    ) -> tuple[Array, GrammarState, Triplet]:
+        """Prompts with references; the context is the triplets whose programs induction gets inputs for."""
+        induction = TASKS[task] == "induction"
+        k = 1 if induction else self.references
+        if induction:
+            # A program of either of the other tasks: the two buffers have the same layout.
+            *keys, choice_key = jax.random.split(key, 3)
+            both = [sample_uniform(k, memory[n], number) for n, k in enumerate(keys)]
+            first = jax.random.bernoulli(choice_key, 0.5, (number,))
+            drawn = jax.tree.map(lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b), *both)
+        else:
+            drawn = sample_uniform(key, memory[task], number * k)
+        references: Triplet = jax.tree.map(lambda x: x.reshape(number, k, *x.shape[1:]), drawn)
+        context = drawn if induction else _nothing(number)
+        state = jax.vmap(lambda t: expect_task(TASKS[task], t, max_lines=level, examples=self.written))(context)
+        return proposer_prompt(TASKS[task], references), state, context
+
+    def read(self, key: Key, task: int, context: Triplet, state: GrammarState) -> Draft:
+        """What was written; an induction task's other inputs are drawn here."""
+        program = context.program if TASKS[task] == "induction" else state.program
+        required = self.written if TASKS[task] == "induction" else 1
+        drawn = random_inputs(key, program.signature, self._candidates(task) - required)
+        inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), as_int32(state.inputs), drawn)
+        formatted = succeeded(state)
+        return Draft(as_int32(program), inputs, jnp.full(formatted.shape, required), formatted)
+
+    def draw(self, key: Key, task: int, number: int, level: Array) -> Draft:
+        """Programs written by the grammar alone, of lengths up to one that is uniform; and random inputs."""
+        level_key, program_key, input_key = jax.random.split(key, 3)
+        # Few programs end early by themselves: `end` is one among many tokens that may follow.
+        levels = jax.random.randint(level_key, (number,), 1, level + 1)
+        state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n), PROPOSAL_TOKENS))(
+            jax.random.split(program_key, number), levels
+        )
+        inputs = random_inputs(input_key, state.program.signature, self._candidates(task))
+        return Draft(state.program, inputs, jnp.zeros(number, jnp.int32), succeeded(state))
+
+    def verify(self, task: int, drafts: Draft, step: Array) -> Proposals:
+        """The gates of `azjax.reasoning.verification`, for the program on each of its inputs."""
+        program, candidates = drafts.program, self._candidates(task)
+        wide = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), candidates, *x.shape[1:])), program)
+        verdict = verify(wide, drafts.inputs, step * 2)  # two runs a call
+        order = jnp.argsort(~verdict.accepted, axis=1, stable=True)[:, : self._examples(task)]
+        accepted, inputs, outputs = jax.tree.map(
+            lambda x: jax.vmap(lambda row, chosen: row[chosen])(x, order),
+            (verdict.accepted, drafts.inputs, verdict.output),
+        )
+        written = jnp.arange(candidates) < drafts.required[:, None]
+        admitted, meaning = self._admitted(program)
+        passed = drafts.formatted & accepted.all(-1) & (verdict.accepted | ~written).all(-1) & admitted
+        item = Triplet(program, inputs, outputs)
+        return Proposals(item, drafts.formatted, passed, meaning, examine(program).length)
+
+    def remember(
+        self, memory: tuple[TripletBuffer, ...], task: int, proposals: Proposals, step: Array
+    ) -> tuple[tuple[TripletBuffer, ...], Array]:
+        """Pushes to the task's buffer."""
+        buffer, added = push(
+            memory[task], proposals.item, proposals.meaning, proposals.accepted, step, per_class=self.per_class
+        )
+        return (*memory[:task], buffer, *memory[task + 1 :]), added
+
+    def recall(self, key: Key, memory: tuple[TripletBuffer, ...], task: int, number: int) -> Triplet:
+        """The newest triplets, topped up."""
+        return sample_newest(key, memory[task], number)
+
+    def pose(self, task: int, item: Triplet, level: Array) -> tuple[Array, GrammarState]:
+        """Prompts of `solver_prompt`."""
+        state = jax.vmap(lambda t: expect_answer(TASKS[task], t, max_lines=level))(item)
+        return solver_prompt(TASKS[task], item, shown=self.shown), state
+
+    def check(self, task: int, item: Triplet, state: GrammarState) -> tuple[Array, Array]:
+        """Verdicts of `judge`."""
+        return judge(TASKS[task], item, state, shown=self.shown)
+
+    def solution(self, task: int, item: Triplet) -> Array:
+        """The first example's output, its input, or the program."""
+        if TASKS[task] == "induction":
+            return program_tokens(item.program)[:, 1:]
+        if TASKS[task] == "deduction":
+            return value_tokens(_example(item.outputs))
+        tokens = value_tokens(_example(item.inputs))
+        return pack_segments([tokens[:, 0], tokens[:, 1]], INPUT_TOKENS)
+
+    def relabel(self, task: int, item: Triplet, state: GrammarState) -> tuple[Triplet, Array]:
+        """Abduction: the output that the input found gives. Induction: the outputs of the program found."""
+        formatted = succeeded(state)
+        if TASKS[task] == "deduction":
+            return item, jnp.zeros_like(formatted)
+        if TASKS[task] == "abduction":
+            output, valid = execute(item.program, _example(state.inputs))
+            outputs = jax.tree.map(lambda x: x[:, None], output)
+            return Triplet(item.program, state.inputs, outputs), formatted & valid
+        outputs, valid = execute(_for_each(state.program), item.inputs)
+        ok = formatted & valid.all(-1) & self._admitted(state.program)[0]
+        return Triplet(state.program, item.inputs, outputs), ok
+
+    def _examples(self, task: int) -> int:
+        return self.examples if TASKS[task] == "induction" else 1
+
+    def _candidates(self, task: int) -> int:
+        """Inputs that a draft comes with: many programs fail on many inputs."""
+        return _SPARE * self._examples(task)
+
+    def _admitted(self, program: Program) -> tuple[Array, Array]:
+        """Which programs may be learned from, whatever their inputs; and their meanings."""
+        meaning = probe(program)
+        admitted = meaning.informative if self.novelty else jnp.ones_like(meaning.informative)
+        if self.held_out is not None:
+            admitted &= ~same_hash(meaning.hash, jnp.asarray(self.held_out, jnp.uint32)).any(-1)
+        return admitted, meaning.hash
+
+
+def _nothing(number: int) -> Triplet:
+    """Triplets that nothing reads."""
+    return jax.tree.map(lambda x: jnp.zeros((number, *x.shape[1:]), jnp.int32), init_buffer(1).triplets)  # type: ignore[no-any-return]
+
+
+def _example(values: Value) -> Value:
+    return jax.tree.map(lambda x: x[:, 0], values)  # type: ignore[no-any-return]
+
+
+def _for_each(program: Program) -> Program:
+    return jax.tree.map(lambda x: x[:, None], program)  # type: ignore[no-any-return]
