@@ -69,10 +69,15 @@ def commands(page: Path) -> list[list[str]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def documented_keys() -> set[str]:
-    """The keys in the table of metrics; `_min` behind a key stands for that key with another ending."""
+def documented_keys(*, trpo: bool = False) -> set[str]:
+    """The keys in the table of metrics, those that TRPO alone has or all others.
+
+    `_min` behind a key stands for that key with another ending.
+    """
     keys: set[str] = set()
-    for first, *_ in table_rows(RUNNING.read_text(), "Metrics"):
+    for first, meaning in table_rows(RUNNING.read_text(), "Metrics"):
+        if meaning.startswith("TRPO: ") != trpo:
+            continue
         base = ""
         for word in in_code(first):
             if word.startswith("_"):

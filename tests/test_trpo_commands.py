@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from test_docs import documented_keys
 
 from azjax.cli import main
 from azjax.runs.folder import read_metrics
@@ -45,6 +46,14 @@ def test_the_step_is_reported_and_within_its_bound(run: Path) -> None:
         assert {"learner/cg_residual", "learner/cg_iterations", "learner/backtracks", "learner/entropy"} <= set(line)
         assert "learner/clip_fraction" not in line
     assert any(line["learner/accepted"] > 0 for line in trained)
+
+
+def test_the_docs_name_every_key_of_the_metrics(run: Path) -> None:
+    written = {key for line in read_metrics(run / "metrics.jsonl") for key in line} - {"env_steps", "time/seconds"}
+    own = documented_keys(trpo=True)
+    assert written <= own | documented_keys()
+    if run.name == "trust-region":
+        assert own <= written
 
 
 def test_the_commands_take_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
