@@ -327,12 +327,12 @@ def test_algorithms_are_told_by_their_names(tmp_path: Path) -> None:
     assert "clip" not in task.groups[1].options
     larger = make_run(tmp_path / "c", algorithm="trpo", lanes=2048, max_kl=0.5)
     (task,) = group_runs(runs_of(ppo, trpo, larger))
-    assert [group.label for group in task.groups] == ["ppo", "trpo · max_kl=0.01", "trpo · max_kl=0.5"]
+    assert [group.label for group in task.groups] == ["ppo", "trpo · max_kl=0.1", "trpo · max_kl=0.5"]
     many = {"gamma": 0.5, "lam": 0.5, "damping": 0.5, "cg_iterations": 5}
     (task,) = group_runs(runs_of(ppo, trpo, make_run(tmp_path / "d", algorithm="trpo", lanes=2048, **many)))
     labels = [group.label for group in task.groups]
     assert labels[0] == "ppo"
-    assert labels[1].startswith("trpo · gamma=0.99 · damping=0.1")
+    assert labels[1].startswith("trpo · gamma=0.97 · damping=0.1")
     assert labels[2] == "trpo · gamma=0.5 · lam=0.5 · damping=0.5 · 1 more"
 
 
