@@ -21,6 +21,12 @@ class Algorithm(NamedTuple):
 ALGORITHMS = {"ppo": Algorithm(PPOConfig, ppo), "trpo": Algorithm(TRPOConfig, trpo)}
 
 
+def algorithm_name(config: OnPolicyConfig) -> str:
+    """The name of the algorithm whose hyperparameters these are."""
+    (name,) = (name for name, algorithm in ALGORITHMS.items() if algorithm.config is type(config))
+    return name
+
+
 def make_learner(config: OnPolicyConfig, *, axis_name: str | None = None) -> Learner:
     """The learner whose hyperparameters these are.
 
@@ -28,5 +34,4 @@ def make_learner(config: OnPolicyConfig, *, axis_name: str | None = None) -> Lea
       config: one of the classes in ``ALGORITHMS``.
       axis_name: the axis of ``shard_map`` or ``vmap`` over which the learner reduces.
     """
-    (make,) = (algorithm.make for algorithm in ALGORITHMS.values() if algorithm.config is type(config))
-    return make(config, axis_name=axis_name)
+    return ALGORITHMS[algorithm_name(config)].make(config, axis_name=axis_name)

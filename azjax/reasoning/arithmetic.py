@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from azjax.config import require
 from azjax.reasoning.domain import Proposals
-from azjax.reasoning.hashing import hash_rows, same_hash
+from azjax.reasoning.hashing import hash_rows, new_rows
+from azjax.rings import write_ring
 from azjax.types import Array, Key
 
 __all__ = ["ArithmeticDomain", "Expression", "evaluate"]
@@ -174,16 +175,11 @@ class ArithmeticDomain:
         old, key = memory[task], _keys(proposals.item)
         number = len(key)
         require(number <= self.capacity, f"{number} expressions do not fit in a memory of {self.capacity}")
-        earlier = jnp.arange(number) < jnp.arange(number)[:, None]
-        known = (same_hash(key, old.key) & (jnp.arange(self.capacity) < old.size)).any(1)
-        added = proposals.accepted & ~known
-        added &= ~(same_hash(key, key) & earlier & added).any(1)
-        place = jnp.where(added, (old.next + jnp.cumsum(added) - 1) % self.capacity, self.capacity)
-        items, keys = jax.tree.map(
-            lambda rows, new: rows.at[place].set(new, mode="drop"), (old.items, old.key), (proposals.item, key)
+        added = new_rows(key, old.key, old.size, proposals.accepted)
+        (items, keys), size, position = write_ring(
+            (old.items, old.key), (proposals.item, key), added, size=old.size, position=old.next
         )
-        total = added.sum()
-        new = Memory(items, keys, jnp.minimum(old.size + total, self.capacity), (old.next + total) % self.capacity)
+        new = Memory(items, keys, size, position)
         return (*memory[:task], new, *memory[task + 1 :]), added
 
     def recall(self, key: Key, memory: tuple[Memory, ...], task: int, number: int) -> Expression:

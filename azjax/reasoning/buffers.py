@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from azjax.config import require
-from azjax.reasoning.hashing import hash_rows, same_hash
+from azjax.reasoning.hashing import hash_rows, new_rows, same_hash
 from azjax.reasoning.language import MAX_INPUTS, Program, Value, as_int32, empty_values, zero_program
 from azjax.reasoning.text import stack_values
 from azjax.reasoning.verification import probe
+from azjax.rings import write_ring
 from azjax.types import Array, Key
 
 __all__ = [
@@ -137,31 +138,17 @@ def push(
     require(batch <= capacity, f"{batch} triplets do not fit in a buffer of {capacity}; push fewer at a time")
     filled = jnp.arange(capacity) < buffer.size
     key = _keys(triplets)
-    earlier = jnp.arange(batch) < jnp.arange(batch)[:, None]
-    known = (same_hash(key, buffer.key) & filled).any(1)
-    added = accepted & ~known
-    added &= ~(same_hash(key, key) & earlier & added).any(1)
+    added = new_rows(key, buffer.key, buffer.size, accepted)
     if per_class is not None:
+        earlier = jnp.arange(batch) < jnp.arange(batch)[:, None]
         # An earlier one of the batch that is refused here counts as well: its class is full then, for both.
         present = (same_hash(meaning, buffer.meaning) & filled).sum(1)
         present += (same_hash(meaning, meaning) & earlier & added).sum(1)
         added &= present < per_class
-    rank = jnp.cumsum(added) - 1
-    number = added.sum()
-    place = jnp.where(added, (buffer.next + rank) % capacity, capacity)  # beyond the end: dropped
-
-    def write(old: Array, new: Array) -> Array:
-        return old.at[place].set(new.astype(old.dtype), mode="drop")
-
-    return TripletBuffer(
-        jax.tree.map(write, buffer.triplets, triplets),
-        write(buffer.key, key),
-        write(buffer.meaning, meaning),
-        write(buffer.step, jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,))),
-        size=jnp.minimum(buffer.size + number, capacity),
-        next=(buffer.next + number) % capacity,
-        newest=number,
-    ), added
+    rows = (triplets, key, meaning, jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,)))
+    ring = (buffer.triplets, buffer.key, buffer.meaning, buffer.step)
+    written, size, position = write_ring(ring, rows, added, size=buffer.size, position=buffer.next)
+    return TripletBuffer(*written, size=size, next=position, newest=added.sum(dtype=jnp.int32)), added
 
 
 def sample_uniform(key: Key, buffer: TripletBuffer, number: int) -> Triplet:

@@ -7,7 +7,7 @@ import numpy as np
 
 from azjax.types import Array
 
-__all__ = ["hash_rows", "same_hash"]
+__all__ = ["hash_rows", "new_rows", "same_hash"]
 
 
 def hash_rows(rows: Array) -> Array:
@@ -34,3 +34,17 @@ def hash_rows(rows: Array) -> Array:
 def same_hash(a: Array, b: Array) -> Array:
     """Which of `[B, 2]` are equal to which of `[C, 2]`, bool `[B, C]`."""
     return (a[:, None, 0] == b[None, :, 0]) & (a[:, None, 1] == b[None, :, 1])
+
+
+def new_rows(hashes: Array, known: Array, size: Array, accepted: Array) -> Array:
+    """Which of a batch are accepted and neither known nor the same as an accepted one before, bool `[B]`.
+
+    Args:
+      hashes: uint32 `[B, 2]`.
+      known: uint32 `[C, 2]`, of which the first `size` count.
+      size: int32 [].
+      accepted: bool `[B]`.
+    """
+    earlier = jnp.arange(len(hashes)) < jnp.arange(len(hashes))[:, None]
+    new = accepted & ~(same_hash(hashes, known) & (jnp.arange(len(known)) < size)).any(1)
+    return new & ~(same_hash(hashes, hashes) & earlier & new).any(1)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from azjax.algorithms import ALGORITHMS, make_learner
+from azjax.algorithms import ALGORITHMS, algorithm_name, make_learner
 from azjax.config import ConfigError, require, require_number, traced_names
 from azjax.envs.base import Environment
 from azjax.envs.registry import make_env
@@ -82,7 +82,7 @@ def save_policy(
       The digest of the parameters.
     """
     digest = params_sha256(params)
-    (algorithm,) = (name for name, algorithm in ALGORITHMS.items() if algorithm.config is type(config))
+    algorithm = algorithm_name(config)
     description = {
         "schema": SCHEMA,
         "algorithm": algorithm,

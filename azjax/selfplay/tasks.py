@@ -64,7 +64,7 @@ class TaskSettings:
       reference_speed: what the body can do without effort [m/s]: the unit of speeds, and the command of disturbances.
       reach: how near to its goal the root must come, on the ground [m].
       speed_width: :math:`\sigma_v` [m/s].
-      turn_width: :math:`\sigma_\\omega` [rad/s].
+      turn_width: :math:`\sigma_\omega` [rad/s].
       passing: the mean tracking score from which on an attempt succeeded.
       control_cost: price of the mean squared action of a step.
       push_interval: seconds between pushes.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from azjax.selfplay.spaces import Proposal, TaskFamily
-from azjax.types import Array
+from azjax.types import Array, Key
 
-__all__ = ["EMPTY", "Buffer", "init_buffer", "keep_best", "mean_by_place", "place_or_fresh"]
+__all__ = ["EMPTY", "Buffer", "init_buffer", "keep_best", "mean_by_place", "replay_or_sample"]
 
 EMPTY = -jnp.inf
 """The score of a place without a task, and of a task that shall not stay."""
@@ -35,10 +37,30 @@ def init_buffer(family: TaskFamily, capacity: int) -> Buffer:
     return Buffer(tasks, jnp.full(capacity, EMPTY), jnp.zeros(capacity, jnp.int32))
 
 
-def place_or_fresh(buffer: Buffer, fresh: Array, place: Array, task: Proposal) -> tuple[Proposal, Array]:
-    """The task at a place of the buffer, or a fresh one; and the memo: the place, -1 for a fresh one."""
-    proposal = jax.tree.map(lambda x, y: jnp.where(fresh, x, y[place]), task, buffer.tasks)
-    return proposal, jnp.where(fresh, -1, place)
+def replay_or_sample(
+    buffer: Buffer, family: TaskFamily, keys: Key, *, fresh: float, draw: Callable[[Key], Array]
+) -> tuple[Proposal, Array]:
+    """Tasks from the buffer, or uniform ones with a probability, and always from an empty buffer.
+
+    Args:
+      buffer: K tasks at most.
+      family: whose tasks they are.
+      keys: ``[N]``, consumed.
+      fresh: the probability of a uniform task.
+      draw: a place of the buffer, int32 [], from a key.
+
+    Returns:
+      Proposals ``[N]``, and their memo, int32 ``[N]``: the place, -1 for a uniform task.
+    """
+
+    def one(key: Key) -> tuple[Proposal, Array]:
+        key_fresh, key_place, key_task = jax.random.split(key, 3)
+        new = jax.random.bernoulli(key_fresh, fresh) | (buffer.count == 0)
+        place = draw(key_place)
+        proposal = jax.tree.map(lambda x, y: jnp.where(new, x, y[place]), family.sample(key_task), buffer.tasks)
+        return proposal, jnp.where(new, -1, place)
+
+    return jax.vmap(one)(keys)
 
 
 def mean_by_place(place: Array, capacity: int, *values: Array) -> tuple[Array, ...]:

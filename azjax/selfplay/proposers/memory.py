@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from azjax.rings import write_ring
 from azjax.selfplay.spaces import Proposal, TaskFamily
 from azjax.types import Array, Key
 
@@ -30,21 +31,10 @@ def init_memory(family: TaskFamily, capacity: int) -> Memory:
 
 def remember(memory: Memory, proposal: Proposal, rate: Array, accepted: Array) -> Memory:
     """With the accepted ones among proposals ``[N]``, the last M of them, in the ring."""
-    capacity = memory.rate.shape[0]
-    rank = jnp.cumsum(accepted) - 1
-    number = accepted.sum(dtype=jnp.int32)
-    kept = accepted & (rank >= number - capacity)
-    place = jnp.where(kept, (memory.position + rank) % capacity, capacity)
-
-    def write(ring: Array, x: Array) -> Array:
-        return ring.at[place].set(x, mode="drop")
-
-    return Memory(
-        tasks=jax.tree.map(write, memory.tasks, proposal),
-        rate=write(memory.rate, rate),
-        count=jnp.minimum(memory.count + number, capacity),
-        position=(memory.position + number) % capacity,
+    (tasks, rates), count, position = write_ring(
+        (memory.tasks, memory.rate), (proposal, rate), accepted, size=memory.count, position=memory.position
     )
+    return Memory(tasks, rates, count, position)
 
 
 def recall(memory: Memory, key: Key, number: int) -> tuple[Proposal, Array, Array]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from azjax.config import require_number
 from azjax.selfplay.proposers.base import Feedback, Proposer, gather
-from azjax.selfplay.proposers.buffer import EMPTY, Buffer, init_buffer, keep_best, mean_by_place, place_or_fresh
+from azjax.selfplay.proposers.buffer import EMPTY, Buffer, init_buffer, keep_best, mean_by_place, replay_or_sample
 from azjax.selfplay.spaces import Proposal, TaskFamily
 from azjax.types import Array, Info, Key
 
@@ -81,14 +81,13 @@ def plr(family: TaskFamily, config: PLRConfig | None = None, *, axis_name: str |
 
     def propose(state: PLRState, keys: Key) -> tuple[Proposal, Array]:
         log_weights = jnp.log(replay_weights(state.buffer, state.updates, config))
-
-        def one(key: Key) -> tuple[Proposal, Array]:
-            key_fresh, key_place, key_task = jax.random.split(key, 3)
-            fresh = ~jax.random.bernoulli(key_fresh, config.replay) | (state.buffer.count == 0)
-            place = jax.random.categorical(key_place, log_weights)
-            return place_or_fresh(state.buffer, fresh, place, family.sample(key_task))
-
-        return jax.vmap(one)(keys)
+        return replay_or_sample(
+            state.buffer,
+            family,
+            keys,
+            fresh=1.0 - config.replay,
+            draw=lambda key: jax.random.categorical(key, log_weights),
+        )
 
     def update(state: PLRState, feedback: Feedback, key: Key) -> tuple[PLRState, Info]:
         feedback = gather(feedback, axis_name)

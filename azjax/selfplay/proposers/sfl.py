@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from azjax.config import require_number
 from azjax.selfplay.proposers.base import Feedback, Proposer, gather
-from azjax.selfplay.proposers.buffer import EMPTY, Buffer, init_buffer, keep_best, mean_by_place, place_or_fresh
+from azjax.selfplay.proposers.buffer import EMPTY, Buffer, init_buffer, keep_best, mean_by_place, replay_or_sample
 from azjax.selfplay.spaces import Proposal, TaskFamily
 from azjax.types import Array, Info, Key
 
@@ -70,15 +70,10 @@ def sfl(family: TaskFamily, config: SFLConfig | None = None, *, axis_name: str |
         return init_buffer(family, capacity)
 
     def propose(state: Buffer, keys: Key) -> tuple[Proposal, Array]:
-        held = state.count
-
-        def one(key: Key) -> tuple[Proposal, Array]:
-            key_fresh, key_place, key_task = jax.random.split(key, 3)
-            fresh = jax.random.bernoulli(key_fresh, config.fresh) | (held == 0)
-            place = jax.random.randint(key_place, (), 0, jnp.maximum(held, 1))
-            return place_or_fresh(state, fresh, place, family.sample(key_task))
-
-        return jax.vmap(one)(keys)
+        held = jnp.maximum(state.count, 1)
+        return replay_or_sample(
+            state, family, keys, fresh=config.fresh, draw=lambda key: jax.random.randint(key, (), 0, held)
+        )
 
     def update(state: Buffer, feedback: Feedback, key: Key) -> tuple[Buffer, Info]:
         feedback = gather(feedback, axis_name)
