@@ -48,6 +48,15 @@ def backends() -> list[Case]:
     return cases
 
 
+def locomotion() -> list[Case]:
+    """Physics of azjax's own 3D tasks, contact forces included."""
+    return [
+        Case(f"{env}/{backend}", "physics", {"env": env, "backend": backend, "devices": 2, "lanes": 512, "repeats": 7})
+        for env in ("azjax:biped", "azjax:quadruped")
+        for backend in ("spring", "mjx")
+    ]
+
+
 def training() -> list[Case]:
     """The whole training program beside physics with policy inference, and the learner alone."""
     cases = []
@@ -209,6 +218,7 @@ def threshold() -> list[Case]:
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "physics": physics,
     "backends": backends,
+    "locomotion": locomotion,
     "training": training,
     "reasoning": reasoning,
     "resets": resets,

@@ -21,7 +21,7 @@ train inverted_pendulum --algorithm trpo --steps 2048 --lanes 32 --rollout-lengt
 """.split()  # noqa: SIM905 - easier to read, and to type into a shell
 
 
-@pytest.fixture(scope="module", params=["adam", "trust-region"])
+@pytest.fixture(scope="module", params=[pytest.param("adam", marks=pytest.mark.slow), "trust-region"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run with either update of the values."""
     folder = tmp_path_factory.mktemp("trpo") / request.param

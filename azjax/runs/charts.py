@@ -16,7 +16,7 @@ from azjax.statistics import CurveSummary
 
 COLOURS = 8  # of the page's style sheet; more curves than that are dashed
 _WIDTH, _HEIGHT = 440.0, 280.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 10.0, 38.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 10.0, 38.0
 _MOST_MARKS = 24
 _MOST_SEEDS = 20
 _DASHES = ("none", "6 3", "2 2", "8 3 2 3")

@@ -12,7 +12,6 @@ import numpy as np
 from brax.io import mjcf
 
 CONTROL_STEP = 0.01  # seconds, as in the paper
-BACKENDS = ("spring", "mjx")
 
 
 class Solver(NamedTuple):
