@@ -39,10 +39,10 @@ from azjax.cli.train import PPOTrainOptions, TRPOTrainOptions, read_options
 from azjax.envs import SUPPORTED
 from azjax.runs import machine
 from azjax.runs.folder import read_metrics
-from azjax.runs.loop import EVALUATION_SEED
 from azjax.runs.options import TrainOptions, preset_options, resolve, to_plain
 from azjax.runs.policy import load_policy
 from azjax.runs.render import RenderOptions
+from azjax.runs.train import EVALUATION_SEED
 
 train_module = sys.modules["azjax.runs.train"]
 episodes_module = sys.modules["azjax.runs.episodes"]

@@ -25,6 +25,7 @@ from azjax.runs.plain import from_plain
 from azjax.runs.programs import Programs
 from azjax.runs.signals import StopRequest
 from azjax.runs.sinks import Sinks
+from azjax.runs.train import TrainingJob
 
 INFINITY = float("inf")
 
@@ -193,13 +194,10 @@ def train(
     checkpoints = FakeCheckpoints()
     metrics = MetricsFile(folder / "metrics.jsonl", position.records)
     with RunConsole(options.steps, quiet=True) as console:
-        outputs = Outputs(
-            metrics, Sinks({}, console.warn), checkpoints, console, save or (lambda *args: policies.append(args))
-        )  # type: ignore[arg-type]
+        outputs = Outputs(metrics, Sinks({}, console.warn), checkpoints, console)  # type: ignore[arg-type]
+        job = TrainingJob(options, fake.programs(), save or (lambda *args: policies.append(args)))
         start = fake.state(position.update) if position.update else None
-        state, episodes = Loop(options, fake.programs(), position, outputs).run(
-            start, stop or StopRequest(lambda text: None)
-        )
+        state, episodes = Loop(job, position, outputs).run(start, stop or StopRequest(lambda text: None))
     metrics.close()
     return Trained(state, episodes, position, read_metrics(folder / "metrics.jsonl"), policies, checkpoints)
 
@@ -387,3 +385,10 @@ def test_an_evaluation_in_which_everything_broke_does_not_end_a_run() -> None:
     assert "broke in every evaluation episode" in records.evaluation_line(record)
     ((name, text),) = summary.return_rows(statistics)
     assert (name, "unknown" in text) == ("episode return", True)
+
+
+def test_progress_is_the_return_of_the_episodes_that_ended() -> None:
+    options = options_of()
+    job = TrainingJob(options, FakePrograms(options, 1).programs(), lambda *args: None)
+    assert job.progress({"train/episode_return": 2.54}) == "episode return 2.5"
+    assert job.progress({"train/episodes": 0}) is None

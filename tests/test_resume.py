@@ -14,10 +14,10 @@ from azjax.config import ConfigError
 from azjax.ppo import PPOConfig
 from azjax.runs import machine, resume
 from azjax.runs.checkpoints import Restored
+from azjax.runs.conduct import retire_summary
 from azjax.runs.folder import MetricsFile, RunFolder, write_text
 from azjax.runs.loop import Position
 from azjax.runs.options import TrainOptions, resolve, to_yaml
-from azjax.runs.train import retire_summary
 
 module = sys.modules["azjax.runs.resume"]  # the package's attribute of that name is the function
 

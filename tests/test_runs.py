@@ -842,9 +842,9 @@ def test_off_a_terminal_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> N
         console.say("hello [red] :smile: 123")
         with console.waiting("compiling"):
             pass
-        console.progress(500, 100.0, None)
-        console.progress(600, 100.0, 1.25)  # too soon after the last line
-        console.progress(1000, 200.0, 2.5)  # the end is always shown
+        console.progress(500, 100.0, "no episode has ended yet")
+        console.progress(600, 100.0, "episode return 1.25")  # too soon after the last line
+        console.progress(1000, 200.0, "episode return 2.5")  # the end is always shown
         console.summary("title [bold] :smile:", ROWS)
     out = capsys.readouterr().out
     lines = [line.rstrip() for line in out.splitlines()]
@@ -866,7 +866,7 @@ def test_quiet_prints_only_the_summary(capsys: pytest.CaptureFixture[str]) -> No
         console.say("hello")
         with console.waiting("compiling"):
             pass
-        console.progress(1000, 100.0, 1.0)
+        console.progress(1000, 100.0, "good")
         assert capsys.readouterr().out == ""
         console.summary("title", ROWS)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
@@ -883,7 +883,7 @@ def test_output_that_nobody_reads_does_not_end_a_run(monkeypatch: pytest.MonkeyP
         with RunConsole(1000) as console:
             console.say("a line")
             console.warn("another")
-            console.progress(1000, 5.0, None)
+            console.progress(1000, 5.0, "no episode has ended yet")
             console.summary("title", [("a", "b")])
         monkeypatch.undo()
         os.dup2(nowhere.fileno(), stream.fileno())  # for what is left in the buffer
@@ -911,10 +911,10 @@ def test_on_a_terminal_there_is_a_live_bar(terminal: io.StringIO) -> None:
     with RunConsole(1000) as console:
         with console.waiting("compiling"):
             pass
-        console.progress(250, 1234.0, None)
-        console.progress(500, 2345.0, 12.25)
+        console.progress(250, 1234.0, "no episode has ended yet")
+        console.progress(500, 2345.0, "episode return 12.25")
         console.say("above the bar [red]")
-        console.progress(1000, 2345.0, 13.0)
+        console.progress(1000, 2345.0, "episode return 13.0")
         console.summary("title", ROWS)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "\x1b[" in terminal.getvalue()
@@ -952,7 +952,7 @@ def test_on_a_terminal_items_move_a_bar(terminal: io.StringIO) -> None:
 def test_an_error_gives_the_terminal_back(terminal: io.StringIO) -> None:
     def fail() -> None:
         with RunConsole(1000) as console:
-            console.progress(250, 1.0, None)
+            console.progress(250, 1.0, "no episode has ended yet")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

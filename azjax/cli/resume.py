@@ -8,7 +8,7 @@ from pathlib import Path
 
 from azjax.cli.parsing import parse
 from azjax.config import require_number
-from azjax.runs.resume import resume
+from azjax.runs.kinds import resume_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,5 +31,5 @@ def run(args: Sequence[str], prog: str) -> int:
     for name in ("steps", "devices"):
         if getattr(options, name) is not None:
             require_number(name, getattr(options, name), 1, 2**53 if name == "steps" else 2**30)
-    resume(options.run, steps=options.steps, devices=options.devices, quiet=options.quiet)
+    resume_of(options.run)(options.run, steps=options.steps, devices=options.devices, quiet=options.quiet)
     return 0

@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from azjax.training import TrainState
-
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a pytree with their paths, in the pytree's order."""
@@ -17,12 +15,12 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def state_bytes(shapes: TrainState) -> int:
+def state_bytes(shapes: Any) -> int:
     """Bytes of the arrays of one checkpoint."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def host_arrays(state: TrainState) -> dict[str, np.ndarray]:
+def host_arrays(state: Any) -> dict[str, np.ndarray]:
     """The leaves of a state by name, copied to the host; empty ones, which orbax refuses, are left out.
 
     Random keys come as the words they consist of.
@@ -40,13 +38,13 @@ def describe_arrays(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
 
 
-def wanted_arrays(shapes: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
+def wanted_arrays(shapes: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """What ``host_arrays`` gives for a state of these shapes."""
     leaves = {name: leaf for name, leaf in named_leaves(shapes) if leaf.size}
     return {name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
 
 
-def place_arrays(arrays: Mapping[str, np.ndarray], shapes: TrainState) -> TrainState:
+def place_arrays(arrays: Mapping[str, np.ndarray], shapes: Any) -> Any:
     """A state on its devices; every leaf in buffers of its own, since they will be donated."""
     leaves = []
     for name, leaf in named_leaves(shapes):

@@ -27,7 +27,6 @@ from azjax.config import ConfigError, require
 from azjax.runs.arrays import describe_arrays, host_arrays, place_arrays, state_bytes, wanted_arrays
 from azjax.runs.folder import write_json
 from azjax.runs.reading import read_json
-from azjax.training import TrainState
 
 SCHEMA = 1
 _LARGEST_RECORD = 1 << 24
@@ -41,7 +40,7 @@ _PARAMETERS = "learner/params/"
 class Restored(NamedTuple):
     """What a checkpoint gave back."""
 
-    state: TrainState
+    state: Any
     record: dict[str, Any]
 
 
@@ -81,7 +80,7 @@ class Checkpoints:
         """Whether a checkpoint is being written."""
         return self._writing is not None and not self._writing.done()
 
-    def save(self, update: int, state: TrainState, record: Mapping[str, Any], before: Callable[[], None]) -> None:
+    def save(self, update: int, state: Any, record: Mapping[str, Any], before: Callable[[], None]) -> None:
         """Copies the state and starts to write it; waits for the checkpoint before if that is still being written.
 
         Args:
@@ -120,7 +119,7 @@ class Checkpoints:
             raise ConfigError(f"{self._folder} can't be read: {error.strerror}; try again") from error
         return sorted(int(match[1]) for match in names if match)
 
-    def restore(self, shapes: TrainState) -> Restored | None:
+    def restore(self, shapes: Any) -> Restored | None:
         """The latest checkpoint that is whole; warns of each later one that is not.
 
         Args:
@@ -218,7 +217,7 @@ class Checkpoints:
         self._record_file(update).unlink(missing_ok=True)
         shutil.rmtree(self._folder / str(update), ignore_errors=True)
 
-    def _read(self, update: int, shapes: TrainState) -> Restored:
+    def _read(self, update: int, shapes: Any) -> Restored:
         path = self._folder / str(update)
         record = self._record(update)
         files = record.get("files")
@@ -335,7 +334,7 @@ def _load(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, n
     return arrays
 
 
-def check_space(folder: Path, shapes: TrainState, count: int) -> None:
+def check_space(folder: Path, shapes: Any, count: int) -> None:
     """Raises ``ConfigError`` if the disk has no room for so many more checkpoints.
 
     Args:

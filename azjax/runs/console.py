@@ -104,11 +104,10 @@ class RunConsole:
                 yield item
         self.say(f"{text}: {time.monotonic() - start:.1f} s")
 
-    def progress(self, env_steps: int, rate: float, episode_return: float | None) -> None:
+    def progress(self, env_steps: int, rate: float, shown: str) -> None:
         """Moves the bar; off a terminal, prints a line every few seconds and at the end."""
         if self.quiet:
             return
-        shown = "no episode has ended yet" if episode_return is None else f"episode return {episode_return:.1f}"
         if self._console.is_terminal:
             self._move_bar(env_steps, rate, shown)
             return

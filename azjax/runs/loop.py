@@ -6,27 +6,77 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
 from azjax.config import require_number
-from azjax.counters import counter_to_int
-from azjax.evaluation import Episodes
 from azjax.runs.checkpoints import Checkpoints
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile
 from azjax.runs.machine import versions
-from azjax.runs.options import TrainOptions, to_yaml
-from azjax.runs.programs import Programs
-from azjax.runs.records import evaluation_line, evaluation_record, first_episodes, training_record
 from azjax.runs.signals import StopRequest
 from azjax.runs.sinks import Sinks
-from azjax.training import Metrics, TrainState
 
 T = TypeVar("T")
-# The evaluation's seed is the run's with these bits flipped, so that it shares no key with training.
-EVALUATION_SEED = 0x5EED_0000
+
+
+class Job(Protocol):
+    """One kind of run, as the loop sees it: compiled programs, and what there is to say of their results.
+
+    A record is a line of ``metrics.jsonl``: plain data with ``env_steps``, what has been done so far; a training record
+    has ``time/env_steps_per_second``, too.
+    """
+
+    updates: int  # of the whole run
+    updates_per_call: int  # divides them
+    evaluations: int  # spread over the run
+    checkpoint_seconds: float  # between two checkpoints
+    config: str  # text of ``config.yaml``, kept in every checkpoint
+
+    def init(self) -> Any:
+        """The state to start from; waits for nothing."""
+        ...
+
+    def step(self, state: Any) -> tuple[Any, Any]:
+        """State and metrics after ``updates_per_call`` updates; the state's buffers are donated."""
+        ...
+
+    def evaluate(self, state: Any, call: int) -> Any:
+        """The evaluation after so many calls of ``step``; the same one whenever it is asked for."""
+        ...
+
+    def env_steps(self, state: Any) -> int:
+        """Environment steps behind a state."""
+        ...
+
+    def training_record(self, metrics: Any, seconds: float) -> dict[str, Any]:
+        """What a call has to say; ``seconds`` of training since the start of the run."""
+        ...
+
+    def evaluation_record(self, state: Any, result: Any, seconds: float) -> dict[str, Any]:
+        """What an evaluation has to say."""
+        ...
+
+    def progress(self, record: dict[str, Any]) -> str | None:
+        """A few words on how well it goes, from a training record; ``None`` if it says nothing of that."""
+        ...
+
+    def line(self, record: dict[str, Any]) -> str:
+        """An evaluation in a line."""
+        ...
+
+    def score(self, record: dict[str, Any]) -> float | None:
+        """By what evaluations are compared; more is better."""
+        ...
+
+    def keep(self, state: Any, better: bool) -> None:
+        """Writes what is to be used of the state (a policy); ``better``: the evaluation was the best so far.
+
+        Raises:
+          OSError: if that can't be done.
+        """
+        ...
 
 
 @dataclasses.dataclass
@@ -63,7 +113,7 @@ class Position:
     evaluated_at: int = 0  # update of the last evaluation
     records: int = 0  # lines of metrics.jsonl
     best_env_steps: int | None = None  # of the best evaluation so far
-    best_return: float | None = None  # its mean
+    best_return: float | None = None  # its score
     clock: Clock = dataclasses.field(default_factory=Clock)
 
     def validate(self) -> None:
@@ -81,7 +131,6 @@ class Outputs(NamedTuple):
     sinks: Sinks
     checkpoints: Checkpoints
     console: RunConsole
-    save_policy: Callable[[Any, bool], object]  # parameters, and whether they are the best so far
 
 
 def evaluation_due(before: int, after: int, updates: int, evaluations: int) -> bool:
@@ -100,25 +149,23 @@ class Loop:
     """One process's share of a run.
 
     Args:
-      options: those ``as_used``.
-      programs: compiled.
+      job: what to run.
       position: where to go on; changed as the run proceeds.
       outputs: where results go.
     """
 
-    def __init__(self, options: TrainOptions, programs: Programs, position: Position, outputs: Outputs) -> None:
-        self._options = options
-        self._programs = programs
+    def __init__(self, job: Job, position: Position, outputs: Outputs) -> None:
+        self._job = job
         self._position = position
         self._out = outputs
-        self._recent: float | None = None
-        self._episodes: Episodes | None = None  # those played at this point of the run
+        self._progress = "no episode has ended yet"
+        self._result: Any = None  # of the evaluation at this point of the run
         self._saved_at = time.monotonic()
         self._versions = versions()
         # Python handles signals between two steps of the main thread, so that one must not be inside XLA for long.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="device")
 
-    def run(self, state: TrainState | None, stop: StopRequest) -> tuple[TrainState, Episodes | None]:
+    def run(self, state: Any, stop: StopRequest) -> tuple[Any, Any]:
         """Trains to the end, or to the end of the call during which a stop is requested; then the state is saved.
 
         Args:
@@ -126,13 +173,13 @@ class Loop:
           stop: looked at between two calls.
 
         Returns:
-          The state, and the episodes of the evaluation after the last update; ``None`` if it was stopped before.
+          The state, and the result of the evaluation after the last update; ``None`` if it was stopped before.
         """
-        position, updates = self._position, self._options.updates
-        waiting: Metrics | None = None
+        position, updates = self._position, self._job.updates
+        waiting: Any = None
         try:
             if state is None:
-                state = self._wait(lambda: self._programs.init(jax.random.key(self._options.seed)))
+                state = self._wait(self._job.init)
             position.clock.lap()
             shortened = position.update == updates and position.evaluated_at != updates
             if position.owes_evaluation or shortened:
@@ -147,23 +194,21 @@ class Loop:
                     self._save(state, self._evaluate(state) if evaluated else None)
             if position.update < updates:
                 return state, None
-            return state, self._episodes or self._play(state)
+            return state, self._play(state) if self._result is None else self._result
         finally:
             self._worker.shutdown(wait=False)
 
-    def _call(self, state: TrainState, waiting: Metrics | None) -> tuple[TrainState, Metrics]:
+    def _call(self, state: Any, waiting: Any) -> tuple[Any, Any]:
         """One call of the program; the host looks at the metrics of the call before while the device is busy."""
-        call = self._worker.submit(lambda: jax.block_until_ready(self._programs.step(state)))
+        call = self._worker.submit(lambda: jax.block_until_ready(self._job.step(state)))
         if waiting is not None:
             self._look(waiting)
         result = call.result()
-        self._episodes = None
+        self._result = None
         position, before = self._position, self._position.update
         position.clock.training += position.clock.lap()
-        position.update += self._programs.updates_per_call
-        position.owes_evaluation = evaluation_due(
-            before, position.update, self._options.updates, self._options.evaluations
-        )
+        position.update += self._job.updates_per_call
+        position.owes_evaluation = evaluation_due(before, position.update, self._job.updates, self._job.evaluations)
         return result
 
     def _wait(self, work: Callable[[], T]) -> T:
@@ -174,51 +219,47 @@ class Loop:
         self._out.metrics.write(record)
         self._out.sinks.write(record)
 
-    def _look(self, metrics: Metrics) -> None:
-        record = training_record(jax.device_get(metrics), self._options, self._position.clock.training)
+    def _look(self, metrics: Any) -> None:
+        record = self._job.training_record(jax.device_get(metrics), self._position.clock.training)
         self._write(record)
-        self._recent = record.get("train/episode_return", self._recent)
-        self._out.console.progress(record["env_steps"], record["time/env_steps_per_second"], self._recent)
+        self._progress = self._job.progress(record) or self._progress
+        self._out.console.progress(record["env_steps"], record["time/env_steps_per_second"], self._progress)
 
-    def _play(self, state: TrainState) -> Episodes:
-        """The episodes that belong to this point of the run; always the same ones."""
-        call = self._position.update // self._programs.updates_per_call
-        key = jax.random.fold_in(jax.random.key(self._options.seed ^ EVALUATION_SEED), call)
-        episodes = self._wait(lambda: self._programs.evaluate(state.learner.params, key))
-        return first_episodes(episodes, self._options.evaluation_episodes)
+    def _play(self, state: Any) -> Any:
+        return self._wait(lambda: self._job.evaluate(state, self._position.update // self._job.updates_per_call))
 
-    def _evaluate(self, state: TrainState) -> float | None:
-        """Plays, records, and keeps the policy; the mean return, unless the physics broke in every episode."""
+    def _evaluate(self, state: Any) -> float | None:
+        """Plays, records, and keeps the policy; the evaluation's score."""
         position = self._position
-        self._episodes = self._play(state)
-        record = evaluation_record(state, self._episodes, position.clock.training)
+        self._result = self._play(state)
+        record = self._job.evaluation_record(state, self._result, position.clock.training)
         self._write(record)
-        mean: float | None = record.get("eval/episode_return_mean")
-        better = mean is not None and (position.best_return is None or mean > position.best_return)
+        score = self._job.score(record)
+        better = score is not None and (position.best_return is None or score > position.best_return)
         try:
-            self._out.save_policy(state.learner.params, better)
+            self._job.keep(state, better)
             if better:
-                position.best_env_steps, position.best_return = record["env_steps"], mean
+                position.best_env_steps, position.best_return = record["env_steps"], score
         except OSError as error:
             self._out.console.warn(f"the policy could not be written ({error.strerror or error}); training goes on")
         position.owes_evaluation, position.evaluated_at = False, position.update
         position.clock.evaluation += position.clock.lap()
-        self._out.console.say(f"{record['env_steps']:>12,} environment steps: {evaluation_line(record)}")
-        return mean
+        self._out.console.say(f"{record['env_steps']:>12,} environment steps: {self._job.line(record)}")
+        return score
 
     def _checkpoint_due(self) -> bool:
-        late = time.monotonic() - self._saved_at >= self._options.checkpoint_seconds
+        late = time.monotonic() - self._saved_at >= self._job.checkpoint_seconds
         return late and not self._out.checkpoints.busy
 
-    def _save(self, state: TrainState, evaluation_return: float | None) -> None:
+    def _save(self, state: Any, evaluation_return: float | None) -> None:
         position = self._position
         position.records = self._out.metrics.records
         position.clock.lap()
         record = {
-            "env_steps": counter_to_int(state.env_steps),
+            "env_steps": self._job.env_steps(state),
             "evaluation_return": evaluation_return,
             "position": dataclasses.asdict(position),
-            "config": to_yaml(self._options),
+            "config": self._job.config,
             "versions": self._versions,
         }
         self._out.checkpoints.save(position.update, state, record, self._out.metrics.sync)

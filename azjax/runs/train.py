@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from azjax.config import ConfigError
+from azjax.counters import counter_to_int
 from azjax.envs import Environment
+from azjax.evaluation import Episodes
 from azjax.runs import machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
+from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import MetricsFile, RunFolder, check_free, write_text
-from azjax.runs.loop import Clock, Loop, Outputs, Position
-from azjax.runs.options import TrainOptions, resolve, to_plain, to_yaml
+from azjax.runs.folder import RunFolder, check_free, write_text
+from azjax.runs.loop import Clock, Position
+from azjax.runs.options import TrainOptions, resolve, to_yaml
 from azjax.runs.policy import save_policy
-from azjax.runs.programs import Plan, build, choose_devices, describe, plan
-from azjax.runs.signals import RunInterrupted, StopRequest
-from azjax.runs.sinks import Sinks, check_wandb, sink_makers
+from azjax.runs.programs import Plan, Programs, build, choose_devices, describe, plan
+from azjax.runs.records import evaluation_line, evaluation_record, first_episodes, training_record
+from azjax.runs.sinks import check_wandb
 from azjax.runs.summary import finish, summary_table
+from azjax.training import Metrics, TrainState
 from azjax.types import Learner
+
+# The evaluation's seed is the run's with these bits flipped, so that it shares no key with training.
+EVALUATION_SEED = 0x5EED_0000
 
 
 class RunResult(NamedTuple):
@@ -101,49 +107,66 @@ def run(
     """Compiles, trains from a position, and finishes."""
     options = prepared.options
     console.say(describe(options))
-    console.say(f"results in {folder.path}")
-    try:
-        with console.waiting("compiling"):
-            programs = build(prepared)
-    except KeyboardInterrupt as error:
-        raise RunInterrupted(signal.SIGINT, f"nothing was trained yet; azjax resume {folder.path} does") from error
+    programs = compiled(lambda: build(prepared), folder, console)
     position.clock.compilation += programs.seconds
-    metrics = folder.file("metrics.jsonl")
-    env_steps = 0 if found is None else found.record["env_steps"]
-    makers = sink_makers(
-        folder.path,
-        tensorboard=options.tensorboard,
-        wandb_project=options.wandb,
-        config=to_plain(options),
-        purge=env_steps + 1 if metrics.exists() else None,
-    )
-    if position.update < options.updates:
-        retire_summary(folder, env_steps)
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(lambda text: console.say(text, always=True)))
-        sinks = Sinks(makers, console.warn)
-        stack.callback(sinks.close)
-        metrics_file = MetricsFile(metrics, position.records, console.warn)
-        stack.callback(metrics_file.close)
-        stack.callback(checkpoints.close)  # first of all: it has the metrics written to the disk
-        save = functools.partial(save_policies, folder, prepared)
-        outputs = Outputs(metrics_file, sinks, checkpoints, console, save)
-        state, episodes = Loop(options, programs, position, outputs).run(None if found is None else found.state, stop)
-    if episodes is None:
-        saved = checkpoints.updates()[-1:]
-        where = f"after update {saved[0]} of {options.updates}" if saved else "from the start"
-        raise RunInterrupted(stop.signal or signal.SIGINT, f"go on {where} with: azjax resume {folder.path}")
-    save_policies(folder, prepared, state.learner.params, False)  # where the last evaluation could not
+    job = TrainingJob(options, programs, functools.partial(save_policies, folder, prepared))
+    state, episodes = conduct(job, folder, found, position, checkpoints, console, options)
+    job.keep(state, False)  # where the last evaluation could not
     summary = finish(prepared, state, episodes, position, folder, console.warn)
     console.summary(*summary_table(folder, summary))
     return RunResult(folder.path, summary, prepared.learner, state.learner.params, prepared.env)
 
 
-def retire_summary(folder: RunFolder, env_steps: int) -> None:
-    """Renames the summary of a finished run that is about to become longer, so that it is not taken for the whole."""
-    summary = folder.file("summary.json")
-    if summary.exists():
-        summary.rename(folder.file(f"summary-{env_steps}.json"))
+class TrainingJob:
+    """The training of one policy, as the loop sees it."""
+
+    def __init__(self, options: TrainOptions, programs: Programs, save: Callable[[Any, bool], object]) -> None:
+        self._options, self._programs, self._save = options, programs, save
+        self.updates, self.updates_per_call = options.updates, programs.updates_per_call
+        self.evaluations, self.checkpoint_seconds = options.evaluations, options.checkpoint_seconds
+        self.config = to_yaml(options)
+
+    def init(self) -> TrainState:
+        """The state of the run's seed."""
+        return self._programs.init(jax.random.key(self._options.seed))
+
+    def step(self, state: TrainState) -> tuple[TrainState, Metrics]:
+        """A call of the training program."""
+        return self._programs.step(state)
+
+    def evaluate(self, state: TrainState, call: int) -> Episodes:
+        """Full episodes of the deterministic policy."""
+        key = jax.random.fold_in(jax.random.key(self._options.seed ^ EVALUATION_SEED), call)
+        return first_episodes(self._programs.evaluate(state.learner.params, key), self._options.evaluation_episodes)
+
+    def env_steps(self, state: TrainState) -> int:
+        """Environment steps behind a state."""
+        return counter_to_int(state.env_steps)
+
+    def training_record(self, metrics: Metrics, seconds: float) -> dict[str, Any]:
+        """The line of a call."""
+        return training_record(metrics, self._options, seconds)
+
+    def evaluation_record(self, state: TrainState, result: Episodes, seconds: float) -> dict[str, Any]:
+        """The line of an evaluation."""
+        return evaluation_record(state, result, seconds)
+
+    def progress(self, record: dict[str, Any]) -> str | None:
+        """The return of the episodes that ended."""
+        value = record.get("train/episode_return")
+        return None if value is None else f"episode return {value:.1f}"
+
+    def line(self, record: dict[str, Any]) -> str:
+        """An evaluation in a line."""
+        return evaluation_line(record)
+
+    def score(self, record: dict[str, Any]) -> float | None:
+        """The mean return, unless the physics broke in every episode."""
+        return record.get("eval/episode_return_mean")
+
+    def keep(self, state: TrainState, better: bool) -> None:
+        """Saves the policy."""
+        self._save(state.learner.params, better)
 
 
 def save_policies(folder: RunFolder, prepared: Plan, params: Any, best: bool) -> None:
