@@ -257,13 +257,24 @@ def parse_options(content: bytes, path: Path) -> TrainOptions:
         data = parse_yaml(content)
     except ValueError as error:
         raise ConfigError(f"{path} is no configuration: {error}; use another copy of it") from error
-    schema = data.pop("schema", None) if isinstance(data, dict) else None
+    schema = data.get("schema") if isinstance(data, dict) else None
     require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
     try:
-        algorithm = data.get("algorithm", "ppo")
-        require(algorithm in get_args(AlgorithmName), f"algorithm is {reprlib.repr(algorithm)}")
-        learner = from_plain(ALGORITHMS[algorithm].config, data.pop(algorithm, {}))
-        require("learner" not in data, "unknown option 'learner'")
-        return dataclasses.replace(from_plain(TrainOptions, data), learner=learner)
+        return options_from_plain(data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; use another copy of it, or the version that wrote it") from error
+
+
+def options_from_plain(data: Any) -> TrainOptions:
+    """The options in plain data; see ``to_plain``.
+
+    Raises:
+      ConfigError: for what no option can be.
+    """
+    require(isinstance(data, dict), f"{reprlib.repr(data)} stands where options should be")
+    rest = {name: value for name, value in data.items() if name != "schema"}
+    algorithm = rest.get("algorithm", "ppo")
+    require(algorithm in get_args(AlgorithmName), f"algorithm is {reprlib.repr(algorithm)}")
+    learner = from_plain(ALGORITHMS[algorithm].config, rest.pop(algorithm, {}))
+    require("learner" not in rest, "unknown option 'learner'")
+    return dataclasses.replace(from_plain(TrainOptions, rest), learner=learner)

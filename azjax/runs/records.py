@@ -11,7 +11,7 @@ import numpy as np
 from azjax.counters import counter_to_int
 from azjax.evaluation import Episodes, summarize
 from azjax.runs.options import TrainOptions
-from azjax.training import Metrics, TrainState
+from azjax.training import Metrics
 
 
 def training_record(metrics: Metrics, options: TrainOptions, seconds: float) -> dict[str, Any]:
@@ -39,11 +39,11 @@ def training_record(metrics: Metrics, options: TrainOptions, seconds: float) -> 
     return {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
-def evaluation_record(state: TrainState, episodes: Episodes, seconds: float) -> dict[str, Any]:
-    """The line of ``metrics.jsonl`` for one evaluation."""
+def evaluation_record(env_steps: int, episodes: Episodes, seconds: float) -> dict[str, Any]:
+    """The line of ``metrics.jsonl`` for one evaluation after so many environment steps."""
     statistics = evaluation_statistics(episodes)
     return {
-        "env_steps": counter_to_int(state.env_steps),
+        "env_steps": env_steps,
         "time/seconds": round(seconds, 4),
         "eval/episodes": statistics["episodes"],
         "eval/nonfinite_episodes": statistics["nonfinite_episodes"],
