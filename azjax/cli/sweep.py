@@ -13,7 +13,7 @@ from azjax.cli.train import read_options, start_sweep
 from azjax.config import ConfigError, require
 from azjax.runs.options import TrainOptions
 from azjax.runs.reading import parse_yaml, read_limited
-from azjax.runs.sweep import Axes, Choice, Range, read_axis, spread, sweepable
+from azjax.runs.sweep import Axes, Choice, Member, Range, read_axis, spread, sweepable
 
 _LARGEST_AXES = 1 << 20
 HELP = """\
@@ -56,13 +56,22 @@ def run(args: Sequence[str], prog: str) -> int:
     if not args or any(word in ("-h", "--help") for word in args):
         print(HELP)
         return 0 if args else 2
+    options, members, given = read_sweep(args, prog)
+    return start_sweep(options, members, given.chunk, dry_run=given.dry_run)
+
+
+def read_sweep(args: Sequence[str], prog: str) -> tuple[TrainOptions, list[Member], SweepFlags]:
+    """Options of all members, what each member changes, and the sweep's own options.
+
+    Raises:
+      ConfigError: for what can't be understood, or if nothing varies.
+    """
     given, rest = _own_flags(args, prog)
     lists, rest = _several_values(rest, prog)
     options = read_options(rest, prog)
     axes = _axes(options, lists, given.axes)
     require(bool(axes) or given.seeds > 1, f"nothing varies: give an option several values, or --seeds; see {prog} -h")
-    members = spread(options, axes, samples=given.samples, seeds=given.seeds)
-    return start_sweep(options, members, given.chunk, dry_run=given.dry_run)
+    return options, spread(options, axes, samples=given.samples, seeds=given.seeds), given
 
 
 def _own_flags(args: Sequence[str], prog: str) -> tuple[SweepFlags, list[str]]:

@@ -44,10 +44,12 @@ from azjax.types import Learner
 
 # Of the memory that is free, so much may be planned for.
 _SHARE_OF_MEMORY = 0.6
-# Measured with XLA's own account of its programs (tests/test_population.py): a rollout is held about so often, as
-# observations, rows of the batch and shuffled minibatches; of the state there are the old, the new and the optimizer's.
+# Fitted to XLA's own account of its programs, which tests/test_population.py compares: a rollout is held about so often,
+# as observations, rows of the batch and shuffled minibatches; of the state there are the old and the new; and of the
+# hidden units of both networks on all rows the larger part is held at once.
 _ROLLOUT_COPIES = 4.0
 _STATE_COPIES = 3.0
+_HIDDEN_COPIES = 0.75
 
 
 class PartPlan(NamedTuple):
@@ -69,16 +71,25 @@ class PartPrograms(NamedTuple):
     evaluate: Callable[[Any, Any], Episodes]  # of parameters [P] and keys [P]
 
 
-def devices_of(options: TrainOptions, members: int) -> tuple[int, int]:
-    """How devices divide members and lanes of a part: ``(population, lanes)``."""
+def devices_of(options: TrainOptions, members: int, wanted: int | None) -> tuple[int, int]:
+    """How devices divide members and lanes of a part: ``(population, lanes)``.
+
+    Args:
+      options: of one of the members.
+      members: in the part.
+      wanted: devices to use; ``None``: all that there are.
+
+    Raises:
+      ConfigError: if there are not so many, or one device can't have a member's lanes and minibatches.
+    """
     available = jax.device_count()
-    wanted = options.devices or available
     require(
-        wanted <= available,
+        wanted is None or wanted <= available,
         f"{wanted} devices asked for, but JAX sees {available} ({jax.devices()[0].platform}); ask for no more than "
         "that, or leave it out",
     )
-    return divide_devices(members, wanted, options.fits)
+    options.check_devices(1)
+    return divide_devices(members, wanted or available, options.fits)
 
 
 def member_bytes(options: TrainOptions, env: Environment) -> int:
@@ -87,7 +98,9 @@ def member_bytes(options: TrainOptions, env: Environment) -> int:
     row = 2 * (observation + env.action_spec.size) + 5  # see programs.check_memory
     learner = make_learner(options.learner, axis_name=machine.AXIS)
     state = state_bytes(jax.eval_shape(trainer_of(options, env, learner).init, jax.random.key(0)))
-    return int(4 * _ROLLOUT_COPIES * options.lanes * options.rollout_length * row + _STATE_COPIES * state)
+    hidden = sum(options.learner.policy_hidden) + sum(options.learner.value_hidden)
+    rows = options.lanes * options.rollout_length
+    return int(4 * rows * (_ROLLOUT_COPIES * row + _HIDDEN_COPIES * hidden) + _STATE_COPIES * state)
 
 
 def largest_chunk(bytes_each: int) -> int:
@@ -96,11 +109,10 @@ def largest_chunk(bytes_each: int) -> int:
     return 1 << 20 if free is None else max(1, int(_SHARE_OF_MEMORY * free / bytes_each))
 
 
-def plan_part(options: Sequence[TrainOptions], env: Environment) -> PartPlan:
-    """Traces the program of some members; nothing is compiled."""
+def plan_part(options: Sequence[TrainOptions], env: Environment, shape: tuple[int, int]) -> PartPlan:
+    """Traces the program of some members, on so many devices along members and lanes; nothing is compiled."""
     start = time.monotonic()
     first, count = options[0], len(options)
-    shape = devices_of(first, count)
     with machine.rare_collection():
         used = tuple(as_used(each, shape[1]) for each in options)
         learner = make_learner(first.learner, axis_name=machine.AXIS)

@@ -67,6 +67,7 @@ class Part(NamedTuple):
 
     group: int
     members: tuple[int, ...]
+    devices: tuple[int, int]  # along members and along lanes
 
 
 class Layout(NamedTuple):
@@ -143,14 +144,15 @@ def lay_out(sweep: Sweep) -> Layout:
     if sweep.chunk is not None:
         require_number("chunk", sweep.chunk, 1, 1 << 20)
     require(len(sweep.members) > 0, "the sweep has no members; give at least one seed")
-    options = tuple(member_options(sweep.base, changes) for changes in sweep.members)
+    each = dataclasses.replace(sweep.base, devices=None)  # members may have devices of their own
+    options = tuple(member_options(each, changes) for changes in sweep.members)
     start_machine(sweep.base, lambda count: True)
     groups = group_members(options)
     envs = [make_member_env(group.options) for group in groups]
     sizes = [member_bytes(group.options, env) for group, env in zip(groups, envs, strict=True)]
     chunks = [min(sweep.chunk or largest_chunk(size), len(g.members)) for g, size in zip(groups, sizes, strict=True)]
     parts = [
-        Part(number, members)
+        Part(number, members, devices_of(group.options, len(members), sweep.base.devices))
         for number, (group, chunk) in enumerate(zip(groups, chunks, strict=True))
         for members in parts_of(group, chunk)
     ]
@@ -167,7 +169,7 @@ def describe(layout: Layout) -> list[str]:
     ]
     for number, part in enumerate(layout.parts):
         own = layout.options[part.members[0]]
-        rows, columns = devices_of(own, len(part.members))
+        rows, columns = part.devices
         memory = len(part.members) * layout.bytes_each[part.group] / 2**20
         lines.append(
             f"  part {number}: {len(part.members)} members x {own.lanes} lanes, {own.updates} updates of "
@@ -208,7 +210,7 @@ def _run_part(
     place.mkdir(parents=True, exist_ok=True)
     own = RunFolder.existing(place)
     with own.claimed():
-        planned = plan_part(options, layout.envs[part.group])
+        planned = plan_part(options, layout.envs[part.group], part.devices)
         checkpoints = Checkpoints(own.file("checkpoints"), sweep.base.keep_checkpoints, console.warn)
         check_space(place, planned.compiled.state, sweep.base.keep_checkpoints + 2)
         found = checkpoints.restore(planned.compiled.state)
