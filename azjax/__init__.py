@@ -16,6 +16,15 @@ from azjax.line_search import LineSearchInfo, Measurement, backtracking_line_sea
 from azjax.networks import ActorCritic, Network
 from azjax.normalization import RunningStatistics, init_statistics, normalize, update_statistics
 from azjax.on_policy import PolicyParams
+from azjax.population import (
+    Population,
+    PopulationMetrics,
+    PopulationState,
+    compile_population,
+    make_population,
+    make_population_mesh,
+    stack_hyperparameters,
+)
 from azjax.ppo import Minibatch, PPOConfig, PPOState, ppo, ppo_loss
 from azjax.training import (
     CompiledTrainer,
@@ -59,6 +68,9 @@ __all__ = [
     "PPOConfig",
     "PPOState",
     "PolicyParams",
+    "Population",
+    "PopulationMetrics",
+    "PopulationState",
     "Randomization",
     "Rollout",
     "RunningStatistics",
@@ -71,6 +83,7 @@ __all__ = [
     "backtracking_line_search",
     "compile",
     "compile_evaluator",
+    "compile_population",
     "conjugate_gradient",
     "counter_add",
     "counter_to_int",
@@ -84,12 +97,15 @@ __all__ = [
     "make_env",
     "make_evaluator",
     "make_mesh",
+    "make_population",
+    "make_population_mesh",
     "make_trainer",
     "minor_vmap",
     "n_step",
     "normalize",
     "ppo",
     "ppo_loss",
+    "stack_hyperparameters",
     "summarize",
     "td_residuals",
     "to_gymnasium",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 from azjax.cli.parsing import flags_of, parse
 from azjax.cli.together import together
 from azjax.config import ConfigError, require, require_number
 from azjax.ppo import PPOConfig
 from azjax.runs.hosts import Hosts
-from azjax.runs.options import TrainOptions, preset_options
+from azjax.runs.options import TrainOptions, preset_options, read_preset
 from azjax.runs.sweep import Member, spread
 from azjax.runs.sweeps import Sweep, preview, run_sweep
 from azjax.runs.train import train
@@ -22,6 +23,8 @@ from azjax.trpo import TRPOConfig
 class CommandOptions(TrainOptions):
     """What the command takes beside the options of a run."""
 
+    preset: Path | None = None
+    """File with the settings to start from, as `azjax tune` writes it. Default: azjax's own for the environment."""
     seeds: int = 1
     """Train so many agents at once, with the seeds from --seed on; `azjax sweep` varies other options, too."""
     chunk: int | None = None
@@ -103,7 +106,10 @@ def read_command(args: Sequence[str], prog: str) -> CommandOptions:
     _check_owner(args, algorithm, flags, prog)
     help_flags = [a for a in args if a in ("-h", "--help")]
     chosen = parse(flags, [a for a in args if a not in help_flags], prog=prog)
-    preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
+    if chosen.preset is None:
+        preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
+    else:
+        preset = read_preset(chosen.preset, chosen.env, chosen.backend, chosen.algorithm)
     return parse(flags, args, prog=prog, default=flags(**vars(preset)))
 
 

@@ -209,6 +209,33 @@ def preset_options(
     return with_changes(with_changes(options, preset), changes)
 
 
+def preset_values(options: TrainOptions) -> dict[str, Any]:
+    """What a preset of these options has: whatever differs from the defaults and belongs to the training program."""
+    defaults = flat_options(TrainOptions(algorithm=options.algorithm, learner=ALGORITHMS[options.algorithm].config()))
+    left_out = {"schema", "env", "backend", "algorithm", "seed", "run", "schedule_updates", "devices", "quiet", "cache"}
+    own = {name: value for name, value in flat_options(options).items() if name not in left_out}
+    return {name: value for name, value in own.items() if value != defaults[name]}
+
+
+def read_preset(path: Path, env: str, backend: str | None, algorithm: AlgorithmName) -> TrainOptions:
+    """The options of an environment with a preset from a file of the form of ``azjax/presets/ppo.yaml``.
+
+    Raises:
+      ConfigError: if the file can't be read, has no preset for the environment, or unknown options.
+    """
+    content = read_limited(path, _LARGEST_CONFIG, "name a file of presets")
+    try:
+        data = parse_yaml(content)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no file of presets: {error}; use another copy of it") from error
+    known = ", ".join(map(str, data)) if isinstance(data, dict) else "nothing"
+    own = (data.get(f"{env}/{backend or default_backend(env)}") or data.get(env)) if isinstance(data, dict) else None
+    require(isinstance(own, dict), f"{path} has presets for {known[:200]}, not for {env}; name another file")
+    options = TrainOptions(env=env, backend=backend, algorithm=algorithm, learner=ALGORITHMS[algorithm].config())
+    plain = to_plain(with_changes(options, own or {}))
+    return dataclasses.replace(options_from_plain(plain), run=None)
+
+
 def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
     """The options with some fields changed; fields of the learner's configuration stand beside the others."""
     own = {field.name for field in dataclasses.fields(TrainOptions)} - {"learner"}

@@ -74,6 +74,7 @@ def write_results(
         "configurations": rank(usable, swept),
         "best_member": max(usable, key=lambda row: row["return_mean"], default=None),
         "files": files,
+        "rows": rows,
     }
     write_json(folder.file("summary.json"), summary)
     return summary
