@@ -16,6 +16,13 @@ from azjax.selfplay.ranked import RankedBuffer, RankedReward, init_ranked, ranke
 from azjax.selfplay.scores import LearnabilityKind, learnability
 from azjax.selfplay.spaces import Parameter, ParameterKind, Proposal, Task, TaskFamily, TaskSpace
 from azjax.selfplay.tasks import Outcome, TaskEnvironment, TaskSettings
+from azjax.selfplay.trainer import (
+    SelfPlayConfig,
+    SelfPlayMetrics,
+    SelfPlayState,
+    SelfPlayTrainer,
+    make_selfplay,
+)
 from azjax.selfplay.verification import (
     TaskProtocol,
     Verdict,
@@ -40,6 +47,10 @@ __all__ = [
     "Proposal",
     "RankedBuffer",
     "RankedReward",
+    "SelfPlayConfig",
+    "SelfPlayMetrics",
+    "SelfPlayState",
+    "SelfPlayTrainer",
     "Task",
     "TaskEnvironment",
     "TaskFamily",
@@ -54,6 +65,7 @@ __all__ = [
     "classifier_information",
     "init_ranked",
     "learnability",
+    "make_selfplay",
     "make_task_env",
     "outcome_entropy",
     "ranked_reward",
