@@ -67,7 +67,7 @@ def make_evaluator(
     action_repeat: int = 1,
     record: Callable[[EnvState], Any] | None = None,
     outcome: Callable[[EnvState], Any] | None = None,
-    params: Any = None,
+    episode_params: Any = None,
     axis_name: str | None = None,
     vectorize: Vectorize | None = None,
 ) -> Evaluator:
@@ -81,7 +81,7 @@ def make_evaluator(
       action_repeat: environment steps per decision, as in training.
       record: of one lane's single state: what to keep of every step, e.g. the poses for a replay.
       outcome: of the single state at the end of each episode: what else to return.
-      params: ``[N, ...]``, what episode number i is played with, from the beginning again after the last; default what
+      episode_params: ``[N, ...]``, what episode number i is played with, from the beginning again after the last; default what
         the environment draws.
       axis_name: the device axis under ``shard_map``; numbers the lanes of all devices one after the other.
       vectorize: how single environments become lanes; see ``azjax.make_trainer``.
@@ -108,7 +108,9 @@ def make_evaluator(
         if axis_name is not None:
             offset = lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
             index, recorded = index + offset, jnp.clip(recorded - offset, 0, lanes - 1)
-        states = _initial(env, mapped, params, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index), index)
+        states = _initial(
+            env, mapped, episode_params, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index), index
+        )
         lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(index)
         frames = _first_frames(record, states, recorded, decisions + 1)
         none = jnp.zeros(lanes, bool)

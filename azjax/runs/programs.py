@@ -18,7 +18,7 @@ from azjax.envs import Environment, make_env
 from azjax.envs.lanes import choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator
 from azjax.runs import machine
-from azjax.runs.options import TrainOptions
+from azjax.runs.options import RunOptions, TrainOptions
 from azjax.runs.replay import has_scene
 from azjax.training import CompiledTrainer, Metrics, Trainer, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     seconds: float  # spent on tracing so far
 
 
-def choose_devices(options: TrainOptions) -> int:
+def choose_devices(options: RunOptions) -> int:
     """The number of devices to use: those asked for, or as many as lanes and minibatches can be divided among."""
     available = jax.device_count()
     if options.devices is not None:
@@ -151,7 +151,7 @@ def build(plan: Plan) -> Programs:
     return result._replace(seconds=plan.seconds + time.monotonic() - start)
 
 
-def updates_per_look(options: TrainOptions) -> int:
+def updates_per_look(options: RunOptions) -> int:
     """Updates per call: few enough for about a second each on a CPU, and for every evaluation to come in its turn."""
     guess = 20_000.0 if jax.devices()[0].platform == "cpu" else 500_000.0
     most = max(1, int(_SECONDS_PER_LOOK * guess / options.env_steps_per_update))

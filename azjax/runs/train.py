@@ -21,7 +21,7 @@ from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder, check_free, write_text
 from azjax.runs.loop import Clock, Position
-from azjax.runs.options import TrainOptions, resolve, to_yaml
+from azjax.runs.options import OptionsT, RunOptions, TrainOptions, resolve, to_yaml
 from azjax.runs.policy import save_policy
 from azjax.runs.programs import Plan, Programs, build, choose_devices, describe, plan
 from azjax.runs.records import evaluation_line, evaluation_record, first_episodes, training_record
@@ -58,6 +58,19 @@ def train(options: TrainOptions) -> RunResult:
     clock = Clock()
     options = resolve(options)
     options.validate()
+    result: RunResult = start(options, prepare, run, clock)
+    return result
+
+
+def start(options: OptionsT, prepare: Callable[[OptionsT], Any], run: Callable[..., Any], clock: Clock) -> Any:
+    """Starts a run of any kind in a new folder.
+
+    Args:
+      options: resolved and valid.
+      prepare: traces the programs; what it returns has ``options``, as they are used, and ``compiled``.
+      run: takes it from there: prepared, folder, checkpoint, position, checkpoints, console.
+      clock: that has been running since the start.
+    """
     if options.run is not None:
         check_free(options.run)
     prepared = prepare(options)
@@ -81,6 +94,11 @@ def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
       options: resolved.
       fewer: take as many devices as there are if the options ask for more.
     """
+    return plan(options, settle(options, fewer=fewer))
+
+
+def settle(options: RunOptions, *, fewer: bool) -> int:
+    """Settles what must be settled before JAX starts, and how many devices to use; arguments as of ``prepare``."""
     if options.wandb is not None:
         check_wandb()
     if options.deterministic:
@@ -93,7 +111,7 @@ def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
         machine.use_cache()
     else:
         machine.use_no_cache()
-    return plan(options, chosen)
+    return chosen
 
 
 def run(
@@ -177,7 +195,7 @@ def save_policies(folder: RunFolder, prepared: Plan, params: Any, best: bool) ->
         save_policy(place, params, prepared.env, config=prepared.options.learner, settings=settings)
 
 
-def default_folder(options: TrainOptions) -> Path:
+def default_folder(options: RunOptions) -> Path:
     """``runs/ENV-ALGORITHM-SEED-TIME`` below the current folder."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-{options.seed}-{stamp}"

@@ -31,15 +31,12 @@ class _Bounds:
     duration: float = 5.0  # s, of the other types
 
 
+_PLANAR = TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True)
 BODIES: dict[str, _Bounds] = {
     "pointmass": _Bounds(TaskSettings(2.0, 0.5, 0.75, 0.75), 0.1, (1.0, 10.0), (2.0, 6.0), (0.0, 5.0), 4.0, 4.0),
     "ant": _Bounds(TaskSettings(2.0, 0.5, 1.0, 1.0), 0.05, (1.0, 10.0), (2.0, 8.0), (0.0, 5.0), 1.5, 2.0),
-    "hopper": _Bounds(
-        TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True), 0.008, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0
-    ),
-    "walker2d": _Bounds(
-        TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True), 0.008, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0
-    ),
+    "hopper": _Bounds(_PLANAR, 0.008, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
+    "walker2d": _Bounds(_PLANAR, 0.008, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
     "humanoid": _Bounds(TaskSettings(1.0, 0.5, 0.75, 1.0), 0.015, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 1.0, 1.0),
 }
 """Chosen by hand around what a trained policy can do, so that both easy and impossible tasks are inside."""
