@@ -81,8 +81,8 @@ def make_evaluator(
       action_repeat: environment steps per decision, as in training.
       record: of one lane's single state: what to keep of every step, e.g. the poses for a replay.
       outcome: of the single state at the end of each episode: what else to return.
-      episode_params: ``[N, ...]``, what episode number i is played with, from the beginning again after the last; default what
-        the environment draws.
+      episode_params: ``[N, ...]``, the params of episode i, from the beginning again after the last; default what the
+        environment draws.
       axis_name: the device axis under ``shard_map``; numbers the lanes of all devices one after the other.
       vectorize: how single environments become lanes; see ``azjax.make_trainer``.
 

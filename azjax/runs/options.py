@@ -113,6 +113,12 @@ class RunOptions:
         for name in ("devices", "updates_per_call"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), 1, 2**30)
+
+    def validate_learner(self) -> None:
+        """Raises ``ConfigError`` unless the learner is as it should be, and devices and calls divide the work.
+
+        What comes last: the numbers that this depends on make sense.
+        """
         expected = ALGORITHMS[self.algorithm].config
         require(
             type(self.learner) is expected,
@@ -120,9 +126,6 @@ class RunOptions:
             f"{expected.__name__}; preset_options fills in both",
         )
         self.learner.validate()
-
-    def check_division_of_updates(self) -> None:
-        """Raises ``ConfigError`` unless devices and calls divide the work."""
         if self.devices is not None:
             self.check_devices(self.devices)
         per_call = self.updates_per_call or 1
@@ -210,7 +213,7 @@ class TrainOptions(RunOptions):
         check_lengths(self.lanes, self.episode_length, self.env_steps_per_update)
         if self.reset_pool is not None:
             require_number("reset_pool", self.reset_pool, 1, 2**30)
-        self.check_division_of_updates()
+        self.validate_learner()
 
     def check_devices(self, devices: int) -> None:
         """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""

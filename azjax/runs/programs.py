@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -74,7 +74,28 @@ def as_used(options: TrainOptions, devices: int) -> TrainOptions:
     )
 
 
-def check_memory(options: TrainOptions, env: Environment) -> None:
+class RolloutSize(Protocol):
+    """How large a rollout is."""
+
+    @property
+    def lanes(self) -> int:
+        """On all devices together."""
+        ...
+
+    @property
+    def rollout_length(self) -> int:
+        """Decisions of each of them."""
+        ...
+
+    @property
+    def devices(self) -> int | None:
+        """That share the lanes."""
+        ...
+
+
+def check_memory(
+    options: RolloutSize, env: Environment, mend: str = "use fewer lanes or a shorter rollout-length"
+) -> None:
     """Raises ``ConfigError`` if one rollout alone is larger than the memory that is free."""
     free = machine.free_memory(jax.devices()[: options.devices])
     observation = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(env.observation_spec))
@@ -83,7 +104,7 @@ def check_memory(options: TrainOptions, env: Environment) -> None:
     require(
         free is None or need <= free,
         f"a rollout of {options.lanes} lanes x {options.rollout_length} decisions takes {need / 2**30:.1f} GiB or "
-        f"more, and {(free or 0) / 2**30:.1f} GiB of memory are free; use fewer lanes or a shorter rollout-length",
+        f"more, and {(free or 0) / 2**30:.1f} GiB of memory are free; {mend}",
     )
 
 

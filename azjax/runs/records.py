@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from azjax.counters import counter_to_int
+from azjax.counters import Counter, counter_to_int
 from azjax.evaluation import Episodes, summarize
-from azjax.runs.options import TrainOptions
-from azjax.training import Metrics, TrainState
+from azjax.runs.options import RunOptions
+from azjax.training import Metrics
 
 
-def training_record(metrics: Metrics, options: TrainOptions, seconds: float) -> dict[str, Any]:
+def training_record(metrics: Metrics, options: RunOptions, seconds: float) -> dict[str, Any]:
     """The line of ``metrics.jsonl`` for one call; what no episode ended for is left out."""
     env_steps = counter_to_int(jax.tree.map(lambda x: x[-1], metrics.env_steps))
     totals = metrics.episodes
@@ -39,7 +39,16 @@ def training_record(metrics: Metrics, options: TrainOptions, seconds: float) -> 
     return {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
-def evaluation_record(state: TrainState, episodes: Episodes, seconds: float) -> dict[str, Any]:
+class CountsSteps(Protocol):
+    """A state that knows what is behind it."""
+
+    @property
+    def env_steps(self) -> Counter:
+        """Environment steps of all lanes since the start."""
+        ...
+
+
+def evaluation_record(state: CountsSteps, episodes: Episodes, seconds: float) -> dict[str, Any]:
     """The line of ``metrics.jsonl`` for one evaluation."""
     statistics = evaluation_statistics(episodes)
     return {

@@ -20,6 +20,7 @@ from azjax.runs.reading import check_file, parse_json, parse_yaml, read_limited
 
 Plain = str | int | float | bool | None | tuple[str | int | float | bool | None, ...]
 
+SELFPLAY = "selfplay"
 CONFIG, METRICS, SUMMARY, REPLAY = "config.yaml", "metrics.jsonl", "summary.json", "replay.html"
 _MEND = "leave this run out, or take another copy of it"
 _LARGEST_CONFIG = 1 << 16
@@ -62,8 +63,13 @@ class Run:
 
     @property
     def env(self) -> str:
-        """Name of the environment."""
-        return str(self.options["env"])
+        """Name of the environment; of self-play on a body another one than of training it, whose return it isn't."""
+        return f"{'tasks:' if self.selfplay else ''}{self.options['env']}"
+
+    @property
+    def selfplay(self) -> bool:
+        """Whether it was a run of self-play."""
+        return self.options.get("kind") == SELFPLAY
 
     @property
     def backend(self) -> str:

@@ -11,9 +11,9 @@ from azjax.envs.brax import BraxEnvironment, load_brax
 from azjax.envs.registry import check_env_name, default_backend
 from azjax.selfplay.pointmass import PointMass
 from azjax.selfplay.spaces import Parameter, TaskFamily, TaskSpace
-from azjax.selfplay.tasks import TaskEnvironment, TaskSettings, steps_of
+from azjax.selfplay.tasks import PREFIX, TaskEnvironment, TaskSettings, steps_of
 
-__all__ = ["BODIES", "episode_length_of", "make_task_env", "task_family", "wider_family"]
+__all__ = ["BODIES", "episode_length_of", "make_task_env", "task_env_by_name", "task_family", "wider_family"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +131,18 @@ def _wider(name: str, parameter: Parameter, share: float) -> Parameter:
     step = share * (high - low)
     lowest = 0.5 * low if low > 0 else -math.inf  # a short horizon must not become none
     return dataclasses.replace(parameter, low=max(low - below * step, lowest), high=high + above * step)
+
+
+def task_env_by_name(name: str, backend: str | None) -> TaskEnvironment:
+    """The environment of a name like ``tasks:ant/goal+command``, as ``TaskEnvironment.name`` has it.
+
+    Raises:
+      ConfigError: if there is none of that name.
+    """
+    body, slash, types = name.removeprefix(PREFIX).partition("/")
+    require(name.startswith(PREFIX) and bool(slash), f"{name!r} is no name of a body with tasks, like tasks:ant/goal")
+    own = None if body == "pointmass" else backend
+    return make_task_env(body, tuple(types.split("+")), backend=own)
 
 
 def make_task_env(

@@ -32,10 +32,13 @@ from azjax.envs.scene import Scene
 from azjax.selfplay.spaces import Task, TaskFamily
 from azjax.types import ActionSpec, Array, Key, ObservationSpec
 
-__all__ = ["TYPES", "Body", "Outcome", "TaskEnvironment", "TaskSettings", "steps_of"]
+__all__ = ["PREFIX", "TYPES", "Body", "Outcome", "TaskEnvironment", "TaskSettings", "steps_of"]
 
 TYPES = ("goal", "command", "disturbance")
 """The types of task that :class:`TaskEnvironment` knows."""
+
+PREFIX = "tasks:"
+"""Of the names of bodies with tasks: ``tasks:ant/goal+command``."""
 
 GRAVITY = 9.81  # m/s²
 _FACTORS = ("friction", "mass", "motor_strength")
@@ -148,7 +151,7 @@ class TaskEnvironment:
             turning = [n for n in ("bearing", "turn_rate") for s in family.spaces.values() if n in s.parameters]
             require(not turning, f"{body.name} moves in a plane; leave {', '.join(turning)} out of its tasks")
         self.body, self.family, self.settings = body, family, settings
-        self.name, self.backend, self.dt = f"{body.name} tasks", body.backend, body.dt
+        self.name, self.backend, self.dt = f"{PREFIX}{body.name}/{'+'.join(family.types)}", body.backend, body.dt
         self.action_spec: ActionSpec = body.action_spec
         self.episode_length = steps_of(family, body.dt)
         self._is = {name: family.types.index(name) if name in family.types else -1 for name in TYPES}

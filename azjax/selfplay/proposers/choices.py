@@ -6,7 +6,6 @@ import dataclasses
 from typing import Literal, get_args
 
 from azjax.config import nearest, require, require_number
-from azjax.ppo import PPOConfig
 from azjax.selfplay.proposers.base import Proposer
 from azjax.selfplay.proposers.grid import grid_adaptive
 from azjax.selfplay.proposers.guided import GuidedConfig, guided
@@ -92,8 +91,8 @@ def make_proposer(
         return guided(family, GuidedConfig(uniform=share, learning_rate=rate), axis_name=axis_name)
     config = LearnedConfig(uniform=share, frozen=name == "frozen")
     own = config.learner
-    if not isinstance(own, PPOConfig):
-        raise TypeError("the learned proposer's default learner is PPO")
-    changes = {"learning_rate": chosen.learning_rate, "entropy_coefficient": chosen.entropy}
-    given = {field: value for field, value in changes.items() if value is not None}
-    return learned(family, dataclasses.replace(config, learner=dataclasses.replace(own, **given)), axis_name=axis_name)
+    if chosen.learning_rate is not None:
+        own = dataclasses.replace(own, learning_rate=chosen.learning_rate)  # type: ignore[call-arg]
+    if chosen.entropy is not None:
+        own = dataclasses.replace(own, entropy_coefficient=chosen.entropy)  # type: ignore[call-arg]
+    return learned(family, dataclasses.replace(config, learner=own), axis_name=axis_name)
