@@ -7,6 +7,7 @@ on, or was killed; what it wrote so far is read.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,6 +61,7 @@ class Run:
     versions: Mapping[str, str]  # empty while unfinished
     devices: Mapping[str, Plain]  # empty while unfinished
     warnings: tuple[str, ...]
+    records: tuple[Mapping[str, float], ...] = ()  # the lines of its metrics, as far as they are read
 
     @property
     def env(self) -> str:
@@ -154,6 +156,7 @@ def read_run(folder: Path) -> Run:
         versions={} if summary is None else summary["versions"],
         devices={} if summary is None else summary["devices"],
         warnings=tuple(warnings),
+        records=tuple(records),
     )
 
 
@@ -236,6 +239,7 @@ def _flat(data: dict[str, Any]) -> dict[str, Plain]:
 
 # ---- metrics.jsonl
 
+_READ_ALL = ("heldout/", "selfplay/", "verification/")
 _READ = ("eval/episode_return_mean", "train/episode_return", "train/episodes", "learner/kl", "learner/value_loss")
 
 
@@ -283,7 +287,8 @@ def _record(data: Any) -> dict[str, float]:
         raise ValueError("it is no JSON object")
     _check_steps(data)
     record = {}
-    for name in ("env_steps", "time/seconds", *(name for name in _READ if name in data)):
+    own = [name for name in itertools.islice(data, _MOST_ENTRIES) if name in _READ or name.startswith(_READ_ALL)]
+    for name in ("env_steps", "time/seconds", *own):
         value = _number(data.get(name))
         if value is None or (value < 0.0 and name == "time/seconds"):
             raise ValueError(f"{name} is missing, or no number that it can be")

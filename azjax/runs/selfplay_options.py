@@ -71,7 +71,7 @@ class SelfPlayOptions(RunOptions):
     @property
     def types(self) -> tuple[str, ...]:
         """The types of task."""
-        return tuple(name.strip() for name in self.tasks.split(",") if name.strip())
+        return types_of(self.tasks)
 
     @property
     def lanes(self) -> int:
@@ -165,6 +165,11 @@ class SelfPlayOptions(RunOptions):
         )
         check_division(self.lanes, devices, self.attempts)
         self.check_minibatches(self.lanes, self.rollout_length, devices, "proposals, attempts")
+
+
+def types_of(tasks: str) -> tuple[str, ...]:
+    """The types of task in text with commas between."""
+    return tuple(name.strip() for name in tasks.split(",") if name.strip())
 
 
 def check_backend(body: str, backend: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ def read_tasks(folder: Path, family: TaskFamily) -> TaskRecord:
     )
 
 
-def pictures_of(record: TaskRecord, records: Sequence[dict[str, Any]], family: TaskFamily) -> list[Picture]:
+def pictures_of(record: TaskRecord, records: Sequence[Mapping[str, Any]], family: TaskFamily) -> list[Picture]:
     """All pictures: curves, held-out success, and heat maps of every type."""
     pictures = [
         Picture("Held-out tasks and proposals through training.", draw_curves(records, family)),
@@ -106,7 +106,7 @@ def pictures_of(record: TaskRecord, records: Sequence[dict[str, Any]], family: T
     return pictures
 
 
-def picture_section(folder: Path, records: Sequence[dict[str, Any]], family: TaskFamily) -> Html:
+def picture_section(folder: Path, records: Sequence[Mapping[str, Any]], family: TaskFamily) -> Html:
     """The pictures of a run as a piece of a page, or why there are none."""
     try:
         pictures = pictures_of(read_tasks(folder, family), records, family)
@@ -129,7 +129,7 @@ def write_page(path: Path, title: str, facts: Sequence[tuple[str, str]], section
     write_text(path, markup.fill(template, {"policy": policy, "title": join(title), "body": body}))
 
 
-def draw_curves(records: Sequence[dict[str, Any]], family: TaskFamily) -> bytes:
+def draw_curves(records: Sequence[Mapping[str, Any]], family: TaskFamily) -> bytes:
     """Held-out scores, success at proposed tasks, learnability and entropy against environment steps."""
     figure = _figure_of(10.5, 3.4)
     axes = figure.subplots(1, 3)
@@ -210,20 +210,21 @@ def _draw_maps(record: TaskRecord, family: TaskFamily, number: int, plane: Plane
     figure = _figure_of(1.25 * columns + 2.2, 2.6 if flat else 4.4)
     axes = figure.subplots(3, columns, squeeze=False)
     parameters = list(list(family.spaces.values())[plane.type].parameters.items())
-    for (label, values, colours, most), line in zip(rows, axes, strict=True):
+    for row, (label, values, colours, most) in enumerate(rows):
+        line = axes[row]
         for column, axis in enumerate(line):
             shown = np.diagonal(values[column])[None] if flat else values[column].T
             drawn = axis.imshow(
                 shown, origin="lower", extent=(0, 1, 0, 1), cmap=colours, vmin=0, vmax=most, aspect="auto"
             )
             _label(axis, parameters, plane.first, plane.second)
-            if line is not axes[-1]:
+            if row < len(rows) - 1:
                 axis.set_xlabel("")
                 axis.set_xticklabels([])
             if column:
                 axis.set_ylabel("")
                 axis.set_yticklabels([])
-            if line is axes[0]:
+            if row == 0:
                 axis.set_title(f"from update {column * length}", fontsize=6)
         figure.colorbar(drawn, ax=list(line), label="× uniform" if label == "proposals" else label)
     return _png(figure)
