@@ -338,6 +338,7 @@ def jitted(request: pytest.FixtureRequest) -> Any:
     return request.param, results
 
 
+@pytest.mark.slow
 def test_several_seeds_at_once_are_what_each_is_alone(jitted: Any) -> None:
     trainer = trainer_of(jitted[0])
     states = jax.vmap(trainer.init)(jnp.stack([jax.random.key(0), jax.random.key(1)]))
@@ -349,6 +350,26 @@ def test_several_seeds_at_once_are_what_each_is_alone(jitted: Any) -> None:
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
         success = metrics.selfplay["selfplay/success"][:, seed]
         np.testing.assert_allclose(success, reported.selfplay["selfplay/success"], atol=1e-6)
+
+
+def test_attempts_of_several_seeds_at_once_are_what_each_has_alone() -> None:
+    """The same with a policy that acts at random and learns nothing, which compiles fast."""
+
+    def act(params: Any, observation: Any, carry: Any, key: Any, *, deterministic: bool = False) -> Any:
+        action = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
+        return action, carry, azjax.ActInfo(jnp.zeros(()), action)
+
+    env = make_task_env("pointmass", ("command",))
+    config = SelfPlayConfig(proposals=4, attempts=4, verification=VerificationConfig(steps=2))
+    learner = full_throttle()._replace(act=act)
+    trainer = make_selfplay(env, learner, uniform(env.family), config, vectorize=azjax.envs.plain_vmap)
+    states = [trainer.init(jax.random.key(seed)) for seed in (0, 1)]
+    _, many = jax.jit(jax.vmap(trainer.step))(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    step = jax.jit(trainer.step)
+    for seed, state in enumerate(states):
+        _, alone = step(state)
+        for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(many), strict=True):
+            np.testing.assert_allclose(one, other[seed], rtol=1e-4, atol=1e-5)
 
 
 def test_two_devices_learn_what_one_does(jitted: Any, require_devices: Any) -> None:
