@@ -1,7 +1,8 @@
 """Self-play without data: the pure pieces with which an agent proposes its own tasks and learns to do them."""
 
 from azjax.selfplay.baselines import Baseline, CellStatistics, cell_statistics, task_role_advantages
-from azjax.selfplay.bodies import BODIES, make_task_env, task_family
+from azjax.selfplay.bodies import BODIES, make_task_env, task_family, wider_family
+from azjax.selfplay.heldout import HeldOut, HeldOutScores, held_out_grid, held_out_scores
 from azjax.selfplay.information import (
     BranchedInformation,
     ClassifierInformation,
@@ -38,6 +39,8 @@ __all__ = [
     "BranchedInformation",
     "CellStatistics",
     "ClassifierInformation",
+    "HeldOut",
+    "HeldOutScores",
     "LearnabilityKind",
     "Outcome",
     "OutcomeKind",
@@ -63,6 +66,8 @@ __all__ = [
     "branched_information",
     "cell_statistics",
     "classifier_information",
+    "held_out_grid",
+    "held_out_scores",
     "init_ranked",
     "learnability",
     "make_selfplay",
@@ -74,4 +79,5 @@ __all__ = [
     "verification_metrics",
     "verification_steps",
     "verify",
+    "wider_family",
 ]
