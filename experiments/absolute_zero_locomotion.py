@@ -88,7 +88,7 @@ def main() -> None:
         raise SystemExit(f"absolute_zero_locomotion: {error}") from None
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the report")
@@ -98,7 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="environment steps of each run")
     parser.add_argument("--held-out", type=int, help="held-out tasks")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further runs after so long")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 # ---- runs
