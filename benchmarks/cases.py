@@ -418,6 +418,7 @@ def describe() -> dict[str, Any]:
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "physics": physics,
     "training": training,
+    "selfplay": selfplay,
     "update": update,
     "resets": resets,
     "gae": gae,
