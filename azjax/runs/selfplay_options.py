@@ -16,10 +16,10 @@ from azjax.envs.registry import check_env_name, default_backend
 from azjax.runs.options import AlgorithmName, RunOptions, with_changes
 from azjax.selfplay.baselines import Baseline
 from azjax.selfplay.bodies import BODIES, episode_length_of, task_family
-from azjax.selfplay.credit import SolverReward
+from azjax.selfplay.config import SelfPlayConfig, SolverReward
 from azjax.selfplay.proposers.choices import ProposerName, ProposerSettings, check_settings
 from azjax.selfplay.scores import LearnabilityKind
-from azjax.selfplay.trainer import SelfPlayConfig, env_steps_of
+from azjax.selfplay.trainer import env_steps_of
 from azjax.selfplay.verification import VerificationConfig, verification_steps
 
 _OWN_BACKEND = "azjax"

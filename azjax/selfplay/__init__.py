@@ -2,6 +2,7 @@
 
 from azjax.selfplay.baselines import Baseline, CellStatistics, cell_statistics, task_role_advantages
 from azjax.selfplay.bodies import BODIES, make_task_env, task_family, wider_family
+from azjax.selfplay.config import SelfPlayConfig
 from azjax.selfplay.heldout import HeldOut, HeldOutScores, held_out_grid, held_out_scores
 from azjax.selfplay.information import (
     BranchedInformation,
@@ -18,7 +19,6 @@ from azjax.selfplay.scores import LearnabilityKind, learnability
 from azjax.selfplay.spaces import Parameter, ParameterKind, Proposal, Task, TaskFamily, TaskSpace
 from azjax.selfplay.tasks import Outcome, TaskEnvironment, TaskSettings
 from azjax.selfplay.trainer import (
-    SelfPlayConfig,
     SelfPlayMetrics,
     SelfPlayState,
     SelfPlayTrainer,

@@ -7,17 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from azjax.envs.lanes import Pool, PoolLayout, Vectorize, strongly_typed, take_lanes
+from azjax.envs.lanes import LaneStep, Pool, PoolLayout, Vectorize, strongly_typed, take_lanes
 from azjax.minibatches import masked_mean, sum_over_devices
 from azjax.selfplay.credit import Ends
 from azjax.selfplay.information import outcome_entropy
 from azjax.selfplay.proposers.base import Feedback, gather, neutral_points
 from azjax.selfplay.spaces import Proposal, Task, TaskFamily
 from azjax.selfplay.verification import TaskProtocol, Verdict, VerificationConfig, verify
-from azjax.training import LaneState
-from azjax.types import Array, Batch, Info, Key
+from azjax.training import LaneState, Played, play
+from azjax.types import ActFn, Array, Batch, Info, Key, Params
 
 __all__ = [
+    "attempt",
     "first_states",
     "fold_each",
     "judge",
@@ -111,6 +112,57 @@ def first_states(
         episode_return=jnp.zeros(lanes, jnp.float32),
     )
     return running, Pool(states, used=jnp.ones(lanes, jnp.int32))
+
+
+def attempt(
+    env: TaskProtocol,
+    vectorize: Vectorize,
+    act: ActFn,
+    params: Params,
+    index: Array,
+    tasks: Task,
+    key: Key,
+    layout: PoolLayout,
+    *,
+    decisions: int,
+    action_repeat: int,
+) -> tuple[Played, Ends]:
+    """Attempts at tasks ``[B]``, one for each lane, and more of them while there is time.
+
+    Args:
+      env: the environment.
+      vectorize: ``minor_vmap`` or ``plain_vmap``.
+      act: the solver's.
+      params: what it needs.
+      index: int32 ``[B]`` number of each lane.
+      tasks: the task of each lane.
+      key: the same on every device; consumed.
+      layout: see ``first_states``.
+      decisions: how many each lane makes: as many as the longest attempt.
+      action_repeat: environment steps per decision.
+    """
+    key_reset, key_act = jax.random.split(key)
+    running, pool = first_states(env, vectorize, key_reset, index, tasks, layout)
+
+    def watch(result: LaneStep) -> Ends:
+        over, outcome = result.terminated | result.truncated, vectorize(env.outcome)(result.state)
+        score = jnp.where(over & jnp.isfinite(outcome.score) & ~result.nonfinite, outcome.score, 0.0)
+        return Ends(over, over & outcome.success & ~result.nonfinite, score)
+
+    played = play(
+        env,
+        vectorize,
+        act,
+        params,
+        running,
+        pool,
+        layout,
+        key_act,
+        decisions=decisions,
+        action_repeat=action_repeat,
+        watch=watch,
+    )
+    return played, played.watched
 
 
 def surprise(batch: Batch, ends: Ends, attempts: int) -> Array:

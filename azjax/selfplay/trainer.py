@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from azjax.config import nearest, require, require_number
+from azjax.config import require, require_number
 from azjax.counters import Counter, counter_add, counter_from_int
 from azjax.envs.lanes import (
-    LaneStep,
     PoolLayout,
     Vectorize,
     check_lengths,
@@ -37,14 +36,13 @@ from azjax.envs.lanes import (
     default_pool,
     reused_resets,
 )
-from azjax.minibatches import masked_mean
-from azjax.selfplay.baselines import Baseline, task_role_advantages
-from azjax.selfplay.credit import SOLVER_REWARDS, Ends, SolverReward, add_success, only_outcome, task_cells
+from azjax.selfplay.config import SelfPlayConfig
+from azjax.selfplay.credit import Attempted, solver_batch, task_cells
 from azjax.selfplay.maps import TaskMaps, add_to_maps, init_maps
 from azjax.selfplay.proposers.base import Feedback, Proposer, proposer_reward
-from azjax.selfplay.ranked import RankedBuffer, init_ranked, ranked_reward
+from azjax.selfplay.ranked import RankedBuffer, init_ranked
 from azjax.selfplay.rounds import (
-    first_states,
+    attempt,
     fold_each,
     judge,
     replace_refused,
@@ -52,71 +50,13 @@ from azjax.selfplay.rounds import (
     task_metrics,
     verdict_metrics,
 )
-from azjax.selfplay.scores import LearnabilityKind, learnability
-from azjax.selfplay.spaces import Proposal, Task
-from azjax.selfplay.verification import TaskProtocol, VerificationConfig, verification_steps
-from azjax.training import Metrics, Played, play, reduce_report
-from azjax.types import Array, Batch, Info, Key, Learner
+from azjax.selfplay.scores import learnability
+from azjax.selfplay.spaces import Proposal
+from azjax.selfplay.verification import TaskProtocol, verification_steps
+from azjax.training import Metrics, reduce_report
+from azjax.types import Array, Info, Key, Learner
 
-__all__ = ["SelfPlayConfig", "SelfPlayMetrics", "SelfPlayState", "SelfPlayTrainer", "make_selfplay"]
-
-
-@dataclasses.dataclass(frozen=True)
-class SelfPlayConfig:
-    """Settings of the loop, all static.
-
-    Attributes:
-      proposals: N, tasks proposed in each update, on all devices together.
-      attempts: n, lanes that attempt each of them; at least 2.
-      learnability: the proposer's reward for a verified task, see ``azjax.selfplay.learnability``.
-      solver_reward: what the solver learns from: `dense`, the task's reward by GAE plus ``success_weight`` times the
-        attempt's advantage of success; `success`, 1 at the end of an attempt that succeeded and nothing else; `ranked`,
-        1 or -1 there, by comparison of its score with those of its own recent past.
-      success_weight: of success beside the dense advantages, which are scaled to a standard deviation of 1.
-      baseline: of the advantage of success: `task-role`, `global` or `question` (the attempts at the same task).
-      percentile: of the recent scores that wins must exceed.
-      past: scores remembered for each cell of tasks.
-      past_minimum: scores that a cell must have before anything is won or lost.
-      past_cells: cells along each axis of the task space within which scores are compared.
-      verification: how strictly proposals are looked at.
-      verify_every: safety and determinism are looked at in every so manieth update only; integrity, which costs no
-        environment steps, always is.
-    """
-
-    proposals: int = 64
-    attempts: int = 8
-    learnability: LearnabilityKind = "variance"
-    solver_reward: SolverReward = "dense"
-    success_weight: float = 1.0
-    baseline: Baseline = "task-role"
-    percentile: float = 75.0
-    past: int = 1000
-    past_minimum: int = 50
-    past_cells: int = 2
-    verification: VerificationConfig = dataclasses.field(default_factory=lambda: VerificationConfig(steps=16))
-    verify_every: int = 1
-
-    def validate(self) -> None:
-        """Raises ``ConfigError``, naming field and value, for the first field that makes no sense."""
-        for name, low, high in (
-            ("proposals", 1, 2**24),
-            ("attempts", 2, 2**20),
-            ("success_weight", 0.0, 1e6),
-            ("percentile", 0.0, 100.0),
-            ("past", 1, 2**24),
-            ("past_minimum", 1, self.past),
-            ("past_cells", 1, 64),
-            ("verify_every", 1, 2**30),
-        ):
-            require_number(name, getattr(self, name), low, high)
-        for name, choices in (
-            ("learnability", get_args(LearnabilityKind)),
-            ("solver_reward", SOLVER_REWARDS),
-            ("baseline", get_args(Baseline)),
-        ):
-            value, known = getattr(self, name), list(choices)
-            require(value in known, f"{name} is {value!r}{nearest(value, known)}; it must be one of {', '.join(known)}")
-        self.verification.validate()
+__all__ = ["SelfPlayMetrics", "SelfPlayState", "SelfPlayTrainer", "make_selfplay"]
 
 
 @flax.struct.dataclass
@@ -246,73 +186,6 @@ def make_selfplay(
             verification_steps=counter_from_int(0),
         )
 
-    def attempt(state: SelfPlayState, tasks: Task, key: Key) -> tuple[Played, Ends]:
-        """Attempts at tasks ``[B]``, one for each lane, and more of them while there is time."""
-        key_reset, key_act = jax.random.split(key)
-        running, pool = first_states(env, mapped, key_reset, state.lanes, tasks, layout)
-
-        def watch(result: LaneStep) -> Ends:
-            over, outcome = result.terminated | result.truncated, mapped(env.outcome)(result.state)
-            score = jnp.where(over & jnp.isfinite(outcome.score) & ~result.nonfinite, outcome.score, 0.0)
-            return Ends(over, over & outcome.success & ~result.nonfinite, score)
-
-        played = play(
-            env,
-            mapped,
-            learner.act,
-            state.learner.params,
-            running,
-            pool,
-            layout,
-            key_act,
-            decisions=decisions,
-            action_repeat=action_repeat,
-            watch=watch,
-        )
-        return played, played.watched
-
-    def credit(
-        state: SelfPlayState, played: Played, ends: Ends, proposal: Proposal, source: Array, active: Array, key: Key
-    ) -> tuple[Batch, RankedBuffer | None, Info]:
-        """The solver's batch; ``proposal``, ``source`` and ``active`` are ``[B]``: what each lane attempted."""
-        past, info = state.past, {}
-        rollout = played.rollout
-        if config.solver_reward == "success":
-            rollout = only_outcome(rollout, ends, ends.success.astype(jnp.float32))
-        elif past is not None:
-            cell, _ = task_cells(family, proposal, config.past_cells)
-            past, judged = ranked_reward(
-                past,
-                ends.score.reshape(-1),
-                jnp.broadcast_to(cell, ends.over.shape).reshape(-1),
-                key,
-                percentile=config.percentile,
-                minimum=config.past_minimum,
-                mask=(ends.over & active).reshape(-1),
-                axis_name=axis_name,
-            )
-            rollout = only_outcome(rollout, ends, judged.outcome.reshape(ends.over.shape))
-            info["ranked_wins"] = masked_mean((judged.outcome > 0).astype(jnp.float32), judged.mask, axis_name)
-            info["ranked_judged"] = masked_mean(judged.mask.reshape(ends.over.shape), ends.over & active, axis_name)
-        batch = learner.estimate(state.learner, rollout)
-        batch = batch._replace(mask=batch.mask & active)
-        if config.solver_reward == "dense":
-            per_question = config.baseline == "question"
-            advantages = task_role_advantages(
-                ends.of_first(ends.success).astype(jnp.float32),
-                proposal.type,
-                jnp.zeros_like(proposal.type),
-                tasks=len(family.types),
-                roles=1,
-                baseline=config.baseline,
-                question=source if per_question else None,
-                questions=config.proposals if per_question else None,
-                weights=active,
-                axis_name=axis_name,
-            )
-            batch = add_success(batch, ends, advantages, config.success_weight, axis_name)
-        return batch, past, info
-
     def step(state: SelfPlayState) -> tuple[SelfPlayState, SelfPlayMetrics]:
         keys = jax.random.split(state.key, 7)
         key, key_propose, key_verify, key_attempt, key_ranked, key_fit, key_update = keys
@@ -334,8 +207,29 @@ def make_selfplay(
 
         in_lanes, question = to_lanes(attempted), to_lanes(source)
         active = jnp.broadcast_to(found, state.lanes.shape)
-        played, ends = attempt(state, family.decode(in_lanes), key_attempt)
-        batch, past, ranked_info = credit(state, played, ends, in_lanes, question, active, key_ranked)
+        played, ends = attempt(
+            env,
+            mapped,
+            learner.act,
+            state.learner.params,
+            state.lanes,
+            family.decode(in_lanes),
+            key_attempt,
+            layout,
+            decisions=decisions,
+            action_repeat=action_repeat,
+        )
+        batch, past, ranked_info = solver_batch(
+            learner,
+            state.learner,
+            state.past,
+            played.rollout,
+            Attempted(ends, in_lanes, question, active),
+            key_ranked,
+            family=family,
+            config=config,
+            axis_name=axis_name,
+        )
 
         successes = ends.of_first(ends.success).reshape(-1, config.attempts).sum(axis=1, dtype=jnp.int32)
         rate = jnp.where(verdict.accepted, successes / config.attempts, 0.0)
