@@ -30,15 +30,22 @@ class PopulationState:
     alive: Array  # bool [P] False from the update on in which the member's parameters would have become NaN
 
 
+class PopulationMetrics(NamedTuple):
+    """What an update reports; the member is the first axis."""
+
+    members: Metrics  # of a member that is not alive only ``env_steps`` means something
+    alive: Array  # bool [P] after the update
+
+
 class Population(NamedTuple):
     """Pure functions of a population, and the facts about it that a program around them needs.
 
     ``init(keys [P], hyperparameters [P]) -> PopulationState`` and ``step(PopulationState) -> (PopulationState,
-    Metrics)``, one update of every member that is alive; each metric has the member as its first axis.
+    PopulationMetrics)``, one update of every member that is alive.
     """
 
     init: Callable[[Key, Any], PopulationState]
-    step: Callable[[PopulationState], tuple[PopulationState, Metrics]]
+    step: Callable[[PopulationState], tuple[PopulationState, PopulationMetrics]]
     trainer: Trainer
 
 
@@ -91,7 +98,7 @@ def make_population(trainer: Trainer) -> Population:
         members = jax.lax.map(lambda own: with_hyperparameters(trainer.init(own[0]), own[1]), (keys, hyperparameters))
         return PopulationState(members=members, alive=jnp.ones(keys.shape, bool))
 
-    def step(state: PopulationState) -> tuple[PopulationState, Metrics]:
+    def step(state: PopulationState) -> tuple[PopulationState, PopulationMetrics]:
         new, metrics = jax.vmap(trainer.step)(state.members)
         alive = state.alive & jax.vmap(_all_finite)(new.learner.params)
 
@@ -104,7 +111,7 @@ def make_population(trainer: Trainer) -> Population:
         # In a branch of its own: hardly ever does a member stand still, and a selection would copy every state.
         members = jax.lax.cond(alive.all(), lambda: new, lambda: jax.tree.map(keep, new, state.members))
         metrics = metrics._replace(env_steps=members.env_steps)
-        return PopulationState(members=members, alive=alive), metrics
+        return PopulationState(members=members, alive=alive), PopulationMetrics(metrics, alive)
 
     return Population(init=init, step=step, trainer=trainer)
 
@@ -206,7 +213,7 @@ def compile_population(
     specs = _specs(shapes, trainer.axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
-    def on_device(state: PopulationState) -> tuple[PopulationState, Metrics]:
+    def on_device(state: PopulationState) -> tuple[PopulationState, PopulationMetrics]:
         state = _resized(state, trainer.lanes // columns)
         state, metrics = jax.lax.scan(lambda s, _: population.step(s), state, None, updates_per_call)
         return _resized(state, trainer.lanes), metrics

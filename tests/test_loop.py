@@ -379,8 +379,7 @@ def test_an_evaluation_in_which_everything_broke_does_not_end_a_run() -> None:
     broken = make_episodes([1.0, 2.0])._replace(nonfinite=np.ones(2, bool))
     statistics = records.evaluation_statistics(broken)
     assert statistics == {"episodes": 0, "nonfinite_episodes": 2, "returns": []}
-    state = SimpleNamespace(env_steps=counter_from_int(64))
-    record = records.evaluation_record(state, broken, 1.0)
+    record = records.evaluation_record(64, broken, 1.0)
     assert (record["eval/episodes"], record["eval/nonfinite_episodes"]) == (0, 2)
     assert "broke in every evaluation episode" in records.evaluation_line(record)
     ((name, text),) = summary.return_rows(statistics)

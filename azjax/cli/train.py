@@ -7,15 +7,29 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from azjax.cli.parsing import flags_of, parse
-from azjax.config import ConfigError
+from azjax.config import ConfigError, require, require_number
 from azjax.ppo import PPOConfig
 from azjax.runs.options import TrainOptions, preset_options
+from azjax.runs.sweep import Member, spread
+from azjax.runs.sweeps import Sweep, describe, lay_out, run_sweep
 from azjax.runs.train import train
 from azjax.trpo import TRPOConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOTrainOptions(TrainOptions):
+class CommandOptions(TrainOptions):
+    """What the command takes beside the options of a run."""
+
+    seeds: int = 1
+    """Train so many agents at once, with the seeds from --seed on; `azjax sweep` varies other options, too."""
+    chunk: int | None = None
+    """Most agents of one program, with --seeds. Default: as many as fit into memory."""
+    dry_run: bool = False
+    """Say what would run, on which devices and with how much memory, and end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOTrainOptions(CommandOptions):
     """Options of one training run with PPO; `--algorithm trpo --help` shows those of TRPO."""
 
     learner: PPOConfig = dataclasses.field(default_factory=PPOConfig)
@@ -23,23 +37,50 @@ class PPOTrainOptions(TrainOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class TRPOTrainOptions(TrainOptions):
+class TRPOTrainOptions(CommandOptions):
     """Options of one training run with TRPO."""
 
     learner: TRPOConfig = dataclasses.field(default_factory=TRPOConfig)
     """Hyperparameters of TRPO."""
 
 
-FLAGS: dict[str, type[TrainOptions]] = {"ppo": PPOTrainOptions, "trpo": TRPOTrainOptions}
+FLAGS: dict[str, type[CommandOptions]] = {"ppo": PPOTrainOptions, "trpo": TRPOTrainOptions}
 
 
 def run(args: Sequence[str], prog: str) -> int:
-    """Trains a policy."""
-    train(read_options(args, prog))
+    """Trains a policy, or several at once."""
+    given = read_command(args, prog)
+    options = run_options(given)
+    require_number("seeds", given.seeds, 1, 4096)
+    if given.seeds == 1 and not given.dry_run:
+        require(given.chunk is None, "chunk is the most agents of one program, but there is one; give --seeds, too")
+        train(options)
+        return 0
+    members = spread(options, {}, seeds=given.seeds)
+    return start_sweep(options, members, given.chunk, dry_run=given.dry_run)
+
+
+def start_sweep(options: TrainOptions, members: Sequence[Member], chunk: int | None, *, dry_run: bool) -> int:
+    """Trains the members of a sweep, or says what it would be."""
+    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), chunk)
+    if dry_run:
+        print("\n".join(describe(lay_out(sweep))))
+    else:
+        run_sweep(sweep, options.run)
     return 0
 
 
 def read_options(args: Sequence[str], prog: str) -> TrainOptions:
+    """The options of a run on the command line; see ``read_command``."""
+    return run_options(read_command(args, prog))
+
+
+def run_options(given: CommandOptions) -> TrainOptions:
+    """The options of a run among those of the command."""
+    return TrainOptions(**{field.name: getattr(given, field.name) for field in dataclasses.fields(TrainOptions)})
+
+
+def read_command(args: Sequence[str], prog: str) -> CommandOptions:
     """Options from the preset of the chosen environment and algorithm, overridden by flags.
 
     ``--help`` shows the preset's values as defaults of the environment that is named beside it.
@@ -50,7 +91,7 @@ def read_options(args: Sequence[str], prog: str) -> TrainOptions:
     help_flags = [a for a in args if a in ("-h", "--help")]
     chosen = parse(flags, [a for a in args if a not in help_flags], prog=prog)
     preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
-    return TrainOptions(**vars(parse(flags, args, prog=prog, default=flags(**vars(preset)))))
+    return parse(flags, args, prog=prog, default=flags(**vars(preset)))
 
 
 def chosen_algorithm(args: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from azjax.runs.checkpoints import Checkpoints, Restored
@@ -54,6 +55,7 @@ def conduct(
     checkpoints: Checkpoints,
     console: RunConsole,
     sinks: SinkOptions,
+    resumed: Path | None = None,
 ) -> tuple[Any, Any]:
     """Runs a job's loop with its metrics, sinks and checkpoints, which are whole and closed when it returns.
 
@@ -65,6 +67,7 @@ def conduct(
       checkpoints: the run's; closed.
       console: shows progress.
       sinks: where metrics go.
+      resumed: what to give ``azjax resume`` to go on, if not ``folder``.
 
     Returns:
       The last state and the result of its evaluation.
@@ -95,7 +98,7 @@ def conduct(
     if result is None:
         saved = checkpoints.updates()[-1:]
         where = f"after update {saved[0]} of {job.updates}" if saved else "from the start"
-        raise RunInterrupted(stop.signal or signal.SIGINT, f"go on {where} with: azjax resume {folder.path}")
+        raise RunInterrupted(stop.signal or signal.SIGINT, f"go on {where} with: azjax resume {resumed or folder.path}")
     return state, result
 
 

@@ -12,7 +12,9 @@ from azjax.config import ConfigError, require
 from azjax.runs.reading import parse_yaml, read_limited
 
 # A module of each kind has ``resume(path, *, steps, devices, quiet)``.
-MODULES = {"train": "azjax.runs.resume", "selfplay": "azjax.runs.selfplay"}
+MODULES = {"train": "azjax.runs.resume", "sweep": "azjax.runs.sweeps", "selfplay": "azjax.runs.selfplay"}
+SWEEP = "sweep.yaml"
+"""A sweep has its configuration under this name; ``config.yaml`` is one run's."""
 _LARGEST_CONFIG = 1 << 20
 
 
@@ -23,6 +25,8 @@ def kind_of(folder: Path) -> str:
       ConfigError: if the folder holds no run, or one of a kind that this version doesn't know.
     """
     require(folder.is_dir(), f"{folder} is not a run folder; azjax train makes one")
+    if (folder / SWEEP).exists():
+        return "sweep"
     path = folder / "config.yaml"
     try:
         data = parse_yaml(read_limited(path, _LARGEST_CONFIG))

@@ -316,15 +316,26 @@ def parse_options(content: bytes, path: Path, cls: type[OptionsT]) -> OptionsT:
         data = parse_yaml(content)
     except ValueError as error:
         raise ConfigError(f"{path} is no configuration: {error}; use another copy of it") from error
-    schema = data.pop("schema", None) if isinstance(data, dict) else None
+    schema = data.get("schema") if isinstance(data, dict) else None
     require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
     try:
-        kind = data.pop("kind", TrainOptions.kind)
-        require(kind == cls.kind, f"its kind is {reprlib.repr(kind)}, not {cls.kind!r}")
-        algorithm = data.get("algorithm", "ppo")
-        require(algorithm in get_args(AlgorithmName), f"algorithm is {reprlib.repr(algorithm)}")
-        learner = from_plain(ALGORITHMS[algorithm].config, data.pop(algorithm, {}))
-        require("learner" not in data, "unknown option 'learner'")
-        return dataclasses.replace(from_plain(cls, data), learner=learner)
+        return options_from_plain(data, cls)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; use another copy of it, or the version that wrote it") from error
+
+
+def options_from_plain(data: Any, cls: type[OptionsT]) -> OptionsT:
+    """The options of a kind of run in plain data; see ``to_plain``.
+
+    Raises:
+      ConfigError: for what no option can be.
+    """
+    require(isinstance(data, dict), f"{reprlib.repr(data)} stands where options should be")
+    rest = {name: value for name, value in data.items() if name not in ("schema", "kind")}
+    kind = data.get("kind", TrainOptions.kind)
+    require(kind == cls.kind, f"its kind is {reprlib.repr(kind)}, not {cls.kind!r}")
+    algorithm = rest.get("algorithm", "ppo")
+    require(algorithm in get_args(AlgorithmName), f"algorithm is {reprlib.repr(algorithm)}")
+    learner = from_plain(ALGORITHMS[algorithm].config, rest.pop(algorithm, {}))
+    require("learner" not in rest, "unknown option 'learner'")
+    return dataclasses.replace(from_plain(cls, rest), learner=learner)

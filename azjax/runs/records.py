@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
-from azjax.counters import Counter, counter_to_int
+from azjax.counters import counter_to_int
 from azjax.evaluation import Episodes, summarize
 from azjax.runs.options import RunOptions
 from azjax.training import Metrics
@@ -39,20 +39,11 @@ def training_record(metrics: Metrics, options: RunOptions, seconds: float) -> di
     return {k: v for k, v in record.items() if not isinstance(v, float) or math.isfinite(v)}
 
 
-class CountsSteps(Protocol):
-    """A state that knows what is behind it."""
-
-    @property
-    def env_steps(self) -> Counter:
-        """Environment steps of all lanes since the start."""
-        ...
-
-
-def evaluation_record(state: CountsSteps, episodes: Episodes, seconds: float) -> dict[str, Any]:
-    """The line of ``metrics.jsonl`` for one evaluation."""
+def evaluation_record(env_steps: int, episodes: Episodes, seconds: float) -> dict[str, Any]:
+    """The line of ``metrics.jsonl`` for one evaluation after so many environment steps."""
     statistics = evaluation_statistics(episodes)
     return {
-        "env_steps": counter_to_int(state.env_steps),
+        "env_steps": env_steps,
         "time/seconds": round(seconds, 4),
         "eval/episodes": statistics["episodes"],
         "eval/nonfinite_episodes": statistics["nonfinite_episodes"],

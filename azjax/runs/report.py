@@ -7,10 +7,11 @@ their digests, and no request at all. Run folders may come from a stranger: thei
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,13 @@ def write_report(path: str | os.PathLike[str], comparison: Comparison) -> None:
     write_text(Path(path), report_page(comparison))
 
 
-def report_page(comparison: Comparison) -> str:
-    """The page as text."""
+def report_page(comparison: Comparison, pictures: Mapping[str, bytes] | None = None) -> str:
+    """The page as text.
+
+    Args:
+      comparison: of the runs.
+      pictures: more of them, PNG files by their titles.
+    """
     script, viewer_style = viewer_sources()
     template = markup.asset("report.html")
     style = markup.source(markup.style_of(template))
@@ -50,12 +56,12 @@ def report_page(comparison: Comparison) -> str:
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"script-src {script}; style-src {style} {viewer_style}"
     )
-    body = join(*_parts(comparison))
+    body = join(*_parts(comparison, pictures or {}))
     names = ", ".join(result.task.name for result in comparison.tasks)
     return markup.fill(template, {"policy": policy, "title": join(f"azjax report: {names}"), "body": body})
 
 
-def _parts(comparison: Comparison) -> Iterator[Html]:
+def _parts(comparison: Comparison, pictures: Mapping[str, bytes]) -> Iterator[Html]:
     runs, tasks = comparison.runs, comparison.tasks
     counts = [_plural(len(runs), "run"), _plural(len(tasks), "environment")]
     counts.append(_plural(len({f.label for result in tasks for f in result.figures}), "configuration"))
@@ -69,6 +75,9 @@ def _parts(comparison: Comparison) -> Iterator[Html]:
         yield element("section", _table(tables.aggregate_table(comparison), heading="h2"), id="all")
     for number, result in enumerate(tasks):
         yield element("section", *_task(result, len(tasks)), id=f"task-{number}")
+    for title, content in pictures.items():
+        source = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+        yield element("section", element("h2", title), element("img", alt=title, src=source))
     yield element("section", *_provenance(comparison), id="runs")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from azjax.config import ConfigError, require
+from azjax.runs.kinds import SWEEP
 from azjax.runs.reading import check_file, parse_json, parse_yaml, read_limited
 
 Plain = str | int | float | bool | None | tuple[str | int | float | bool | None, ...]
@@ -87,8 +88,8 @@ class Run:
 def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The run folders among and inside the paths, in order, each once.
 
-    A folder that is no run stands for the runs directly inside it. Files are passed over, so that ``runs/*`` may be
-    given where a folder of runs holds other things, too.
+    A folder that is no run stands for the runs directly inside it, that of a sweep for its members. Files are passed
+    over, so that ``runs/*`` may be given where a folder of runs holds other things, too.
 
     Returns:
       The folders, and the paths that were passed over.
@@ -110,6 +111,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _runs_inside(path: Path) -> list[Path]:
+    path = path / "members" if (path / SWEEP).exists() else path
     try:
         children = sorted(path.iterdir())
     except OSError as error:

@@ -52,7 +52,7 @@ def held_out_record(
     seconds: float,
 ) -> dict[str, Any]:
     """The line of an evaluation: scores inside of the training range, of each type there, and outside."""
-    record = evaluation_record(state, episodes, seconds)
+    record = evaluation_record(counter_to_int(state.env_steps), episodes, seconds)
     parts = {"": held_out.inside, "outside_": ~held_out.inside}
     kind = np.asarray(held_out.task.type)
     for name, chosen in parts.items():

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from azjax.counters import counter_to_int
+from azjax.envs import Environment
 from azjax.evaluation import Episodes
 from azjax.runs import machine
 from azjax.runs.folder import RunFolder, read_metrics, write_json
 from azjax.runs.loop import Position
+from azjax.runs.options import TrainOptions
 from azjax.runs.plots import plot_curves
 from azjax.runs.policy import params_sha256
 from azjax.runs.programs import Plan
@@ -28,11 +30,25 @@ def finish(
     warn: Callable[[str], None],
 ) -> dict[str, Any]:
     """Makes picture and replay, without which a run can do; then the summary, which says that it is over."""
-    options, clock = prepared.options, position.clock
-    env_steps = counter_to_int(state.env_steps)
-    dt = getattr(prepared.env, "dt", None)
-    clock.lap()
-    summary = {
+    position.clock.lap()
+    summary = run_summary(prepared.options, prepared.env, state, episodes, position)
+    title = title_of(summary)
+    try:
+        plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
+        if episodes.frames is not None:
+            save_replay(folder.file("replay.html"), prepared.env, episodes, prepared.options.action_repeat, title)
+    except (OSError, ValueError, KeyError) as error:
+        warn(f"curves or replay could not be made: {error}")
+    write_json(folder.file("summary.json"), summary)
+    return summary
+
+
+def run_summary(
+    options: TrainOptions, env: Environment, state: TrainState, episodes: Episodes, position: Position
+) -> dict[str, Any]:
+    """What ``summary.json`` holds."""
+    env_steps, clock, dt = counter_to_int(state.env_steps), position.clock, getattr(env, "dt", None)
+    return {
         "env": options.env,
         "backend": options.backend,
         "algorithm": options.algorithm,
@@ -49,15 +65,6 @@ def finish(
         "devices": machine.describe_devices() | {"used": options.devices},
         "versions": machine.versions(),
     }
-    title = title_of(summary)
-    try:
-        plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
-        if episodes.frames is not None:
-            save_replay(folder.file("replay.html"), prepared.env, episodes, options.action_repeat, title)
-    except (OSError, ValueError, KeyError) as error:
-        warn(f"curves or replay could not be made: {error}")
-    write_json(folder.file("summary.json"), summary)
-    return summary
 
 
 def title_of(summary: dict[str, Any]) -> str:

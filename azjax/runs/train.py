@@ -99,19 +99,31 @@ def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
 
 def settle(options: RunOptions, *, fewer: bool) -> int:
     """Settles what must be settled before JAX starts, and how many devices to use; arguments as of ``prepare``."""
+    start_machine(options, options.fits)
+    if fewer and options.devices is not None and options.devices > jax.device_count():
+        options = dataclasses.replace(options, devices=None)
+    return choose_devices(options)
+
+
+def start_machine(options: RunOptions, fits: Callable[[int], bool]) -> None:
+    """Settles what must be settled before JAX starts.
+
+    Args:
+      options: resolved.
+      fits: whether so many devices can be used.
+
+    Raises:
+      ConfigError: if the run wants a package that isn't installed.
+    """
     if options.wandb is not None:
         check_wandb()
     if options.deterministic:
         machine.ask_for_determinism()
-    machine.split_host(options.fits, options.devices)
-    if fewer and options.devices is not None and options.devices > jax.device_count():
-        options = dataclasses.replace(options, devices=None)
-    chosen = choose_devices(options)
+    machine.split_host(fits, options.devices)
     if options.cache:
         machine.use_cache()
     else:
         machine.use_no_cache()
-    return chosen
 
 
 def run(
@@ -167,7 +179,7 @@ class TrainingJob:
 
     def evaluation_record(self, state: TrainState, result: Episodes, seconds: float) -> dict[str, Any]:
         """The line of an evaluation."""
-        return evaluation_record(state, result, seconds)
+        return evaluation_record(self.env_steps(state), result, seconds)
 
     def progress(self, record: dict[str, Any]) -> str | None:
         """The return of the episodes that ended."""
@@ -189,10 +201,15 @@ class TrainingJob:
 
 def save_policies(folder: RunFolder, prepared: Plan, params: Any, best: bool) -> None:
     """Writes the policy into the run's folder, and into ``best`` below it if it is the best so far."""
-    settings = {name: getattr(prepared.options, name) for name in ("episode_length", "action_repeat", "randomize")}
+    settings = policy_settings(prepared.options)
     for place in [folder.path, folder.file("best")] if best else [folder.path]:
         place.mkdir(exist_ok=True)
         save_policy(place, params, prepared.env, config=prepared.options.learner, settings=settings)
+
+
+def policy_settings(options: TrainOptions) -> dict[str, Any]:
+    """What a policy file keeps of a run's options."""
+    return {name: getattr(options, name) for name in ("episode_length", "action_repeat", "randomize")}
 
 
 def default_folder(options: RunOptions) -> Path:

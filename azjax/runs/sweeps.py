@@ -1,0 +1,326 @@
+"""Many training runs from options to files: what ``azjax sweep`` and ``azjax train --seeds`` do.
+
+A sweep's folder holds ``sweep.yaml`` (what there is to train), ``members/NNN`` (each an ordinary run folder, for
+``azjax evaluate``, ``render``, ``resume``, ``compare`` and ``report``), ``parts/NN`` (metrics and checkpoints of
+members that share a program), and at the end ``results.csv``, ``results.parquet``, ``marginals.png``, ``report.html``
+and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import yaml
+
+from azjax.config import ConfigError, require, require_number
+from azjax.envs import Environment
+from azjax.population import PopulationState, member
+from azjax.runs import machine
+from azjax.runs.checkpoints import Checkpoints, check_space
+from azjax.runs.conduct import compiled, conduct
+from azjax.runs.console import RunConsole
+from azjax.runs.folder import RunFolder, check_free, read_metrics, write_json, write_text
+from azjax.runs.groups import shown
+from azjax.runs.kinds import SWEEP
+from azjax.runs.loop import Position
+from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, to_plain, to_yaml
+from azjax.runs.population import (
+    PartPlan,
+    PartPrograms,
+    PopulationJob,
+    build_part,
+    devices_of,
+    largest_chunk,
+    make_member_env,
+    member_bytes,
+    member_records,
+    plan_part,
+    write_member_metrics,
+)
+from azjax.runs.reading import parse_yaml, read_limited
+from azjax.runs.resume import read_position
+from azjax.runs.summary import duration, run_summary
+from azjax.runs.sweep import Group, Member, group_members, member_options, parts_of
+from azjax.runs.sweep_results import write_results
+from azjax.runs.train import start_machine
+
+_LARGEST_SWEEP = 1 << 22
+_MEND = "use another copy of it, or the version that wrote it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Members to train."""
+
+    base: TrainOptions  # of all
+    members: tuple[Member, ...]  # what each changes
+    chunk: int | None = None  # most members of one program; None: as many as fit into memory
+
+
+class Part(NamedTuple):
+    """Members that are trained together."""
+
+    group: int
+    members: tuple[int, ...]
+    devices: tuple[int, int]  # along members and along lanes
+
+
+class Layout(NamedTuple):
+    """A sweep divided into programs."""
+
+    options: tuple[TrainOptions, ...]  # of each member
+    groups: list[Group]
+    envs: list[Environment]  # of each group
+    chunks: list[int]  # most members of a program, of each group
+    bytes_each: list[int]  # memory of a member, of each group
+    parts: list[Part]
+
+
+class SweepResult(NamedTuple):
+    """A finished sweep."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
+    """Trains all members and leaves a folder.
+
+    Args:
+      sweep: what to train.
+      folder: new or empty; default ``runs/ENV-ALGORITHM-sweep-TIME``.
+
+    Raises:
+      ConfigError: for options that can't work, before anything is compiled or written.
+      RunInterrupted: if a signal stopped it; ``azjax resume`` goes on.
+    """
+    if folder is not None:
+        check_free(folder)
+    layout = lay_out(sweep)
+    path = folder or default_folder(sweep.base)
+    made = RunFolder.numbered(path) if folder is None else RunFolder(path)
+    content = dataclasses.replace(sweep, chunk=max(layout.chunks))
+    with made.claimed(), RunConsole(0, quiet=sweep.base.quiet) as console:
+        text = to_text(content)
+        write_text(made.file(SWEEP), text)
+        for line in describe(layout):
+            console.say(line)
+        return _run(made, layout, content, text, console)
+
+
+def resume(path: Path, *, steps: int | None = None, devices: int | None = None, quiet: bool = False) -> SweepResult:
+    """Goes on with a sweep that was interrupted; finished parts are left as they are.
+
+    Raises:
+      ConfigError: if the folder holds no sweep, a finished one, or one that this can't go on with.
+      RunInterrupted: if a signal stopped it; ``resume`` goes on.
+    """
+    require(
+        steps is None,
+        f"{path} is a sweep, whose members have equally many steps; make one of them longer: azjax resume "
+        f"{path / 'members' / 'NNN'} --steps N",
+    )
+    folder = RunFolder.existing(path)
+    with folder.claimed(), RunConsole(0, quiet=quiet) as console:
+        require(not folder.file("summary.json").exists(), f"sweep {path} is finished; its results are in {path}")
+        text = read_limited(folder.file(SWEEP), _LARGEST_SWEEP).decode("utf-8", "replace")
+        sweep = from_text(text, folder.file(SWEEP))
+        base = dataclasses.replace(sweep.base, quiet=quiet, devices=devices or sweep.base.devices)
+        sweep = dataclasses.replace(sweep, base=base)
+        return _run(folder, lay_out(sweep), sweep, text, console)
+
+
+def lay_out(sweep: Sweep) -> Layout:
+    """Checks every member, starts JAX and divides the members into parts; nothing is compiled.
+
+    Raises:
+      ConfigError: naming the first member that makes no sense.
+    """
+    if sweep.chunk is not None:
+        require_number("chunk", sweep.chunk, 1, 1 << 20)
+    require(len(sweep.members) > 0, "the sweep has no members; give at least one seed")
+    each = dataclasses.replace(sweep.base, devices=None)  # members may have devices of their own
+    options = tuple(member_options(each, changes) for changes in sweep.members)
+    start_machine(sweep.base, lambda count: True)
+    groups = group_members(options)
+    envs = [make_member_env(group.options) for group in groups]
+    sizes = [member_bytes(group.options, env) for group, env in zip(groups, envs, strict=True)]
+    chunks = [min(sweep.chunk or largest_chunk(size), len(g.members)) for g, size in zip(groups, sizes, strict=True)]
+    parts = [
+        Part(number, members, devices_of(group.options, len(members), sweep.base.devices))
+        for number, (group, chunk) in enumerate(zip(groups, chunks, strict=True))
+        for members in parts_of(group, chunk)
+    ]
+    return Layout(options, groups, envs, chunks, sizes, parts)
+
+
+def describe(layout: Layout) -> list[str]:
+    """What is about to run, in lines."""
+    first = layout.options[0]
+    platform = jax.devices()[0].platform
+    lines = [
+        f"{first.algorithm} on {first.env} ({first.backend}): {len(layout.options)} members in "
+        + ("one program" if len(layout.parts) == 1 else f"{len(layout.parts)} parts, one after the other")
+    ]
+    for number, part in enumerate(layout.parts):
+        own = layout.options[part.members[0]]
+        rows, columns = part.devices
+        memory = len(part.members) * layout.bytes_each[part.group] / 2**20
+        lines.append(
+            f"  part {number}: {len(part.members)} members x {own.lanes} lanes, {own.updates} updates of "
+            f"{own.env_steps_per_update:,} environment steps each; {rows * columns} {platform} devices: {rows} along "
+            f"members, {columns} along lanes; about {memory:,.0f} MiB"
+        )
+    return lines
+
+
+def _run(folder: RunFolder, layout: Layout, sweep: Sweep, text: str, console: RunConsole) -> SweepResult:
+    """Trains the parts that are not finished, then writes the results."""
+    start = time.monotonic()
+    compiled_parts: dict[tuple[int, int], PartPrograms] = {}
+    for number, part in enumerate(layout.parts):
+        if all((_member_folder(folder, layout, i) / "summary.json").exists() for i in part.members):
+            continue
+        if len(layout.parts) > 1:
+            console.say(f"part {number} of {len(layout.parts)}: members {part.members[0]} to {part.members[-1]}")
+        _run_part(folder, layout, sweep, text, number, compiled_parts, console)
+    folders = [_member_folder(folder, layout, i) for i in range(len(layout.options))]
+    summary = write_results(folder, layout.options[0], sweep.members, folders, console.warn)
+    console.summary(*_table(folder, summary, time.monotonic() - start))
+    return SweepResult(folder.path, summary)
+
+
+def _run_part(
+    folder: RunFolder,
+    layout: Layout,
+    sweep: Sweep,
+    text: str,
+    number: int,
+    programs: dict[tuple[int, int], PartPrograms],
+    console: RunConsole,
+) -> None:
+    part = layout.parts[number]
+    options = [layout.options[i] for i in part.members]
+    place = folder.path / "parts" / f"{number:02d}"
+    place.mkdir(parents=True, exist_ok=True)
+    own = RunFolder.existing(place)
+    with own.claimed():
+        planned = plan_part(options, layout.envs[part.group], part.devices)
+        checkpoints = Checkpoints(own.file("checkpoints"), sweep.base.keep_checkpoints, console.warn)
+        check_space(place, planned.compiled.state, sweep.base.keep_checkpoints + 2)
+        found = checkpoints.restore(planned.compiled.state)
+        position = Position() if found is None else read_position(found, own)
+        if found is not None:
+            require(
+                found.record.get("config") == text,
+                f"{folder.file(SWEEP)} was changed since the checkpoint; change it back, or start another sweep",
+            )
+            console.say(f"going on after update {position.update} of {planned.options[0].updates}")
+        key = (part.group, len(part.members))
+        if key not in programs:
+            programs[key] = compiled(lambda: build_part(planned), folder, console)
+        folders = [_member_folder(folder, layout, i) for i in part.members]
+        for place, each in zip(folders, planned.options, strict=True):
+            place.mkdir(parents=True, exist_ok=True)
+            write_text(place / "config.yaml", to_yaml(dataclasses.replace(each, run=place)))
+        records = read_metrics(own.file("metrics.jsonl"))[: position.records] if position.records else []
+        job = PopulationJob(planned, programs[key], folders, text, records)
+        console.total_steps = len(options) * options[0].total_steps
+        state, episodes = conduct(job, own, found, position, checkpoints, console, sweep.base, resumed=folder.path)
+        job.keep(state, False)
+        _finish_part(planned, state, episodes, job, position, folders, read_metrics(own.file("metrics.jsonl")), console)
+
+
+def _finish_part(
+    planned: PartPlan,
+    state: PopulationState,
+    episodes: Sequence[Any],
+    job: PopulationJob,
+    position: Position,
+    folders: Sequence[Path],
+    records: Sequence[dict[str, Any]],
+    console: RunConsole,
+) -> None:
+    """Makes each member's folder that of an ordinary run."""
+    alive = jax.device_get(state.alive)
+    versions = machine.versions()
+    for i, place in enumerate(folders):
+        options = dataclasses.replace(planned.options[i], run=place)
+        lines = member_records(records, i)
+        write_member_metrics(place, lines)
+        own = member(state.members, i)
+        best = job.best[i] or (None, None)
+        position = dataclasses.replace(
+            position, records=len(lines), best_env_steps=best[0], best_return=best[1], clock=position.clock
+        )
+        summary = run_summary(options, planned.env, own, episodes[i], position)
+        record = {
+            "env_steps": summary["env_steps"],
+            "evaluation_return": summary["evaluation"].get("return_mean"),
+            "position": dataclasses.asdict(position),
+            "config": to_yaml(options),
+            "versions": versions,
+        }
+        if alive[i]:
+            with Checkpoints(place / "checkpoints", options.keep_checkpoints, console.warn) as checkpoints:
+                checkpoints.save(position.update, own, record, lambda: None)
+        write_json(place / "summary.json", summary | {"frozen": not bool(alive[i])})
+
+
+def _member_folder(folder: RunFolder, layout: Layout, index: int) -> Path:
+    return folder.path / "members" / f"{index:0{max(3, len(str(len(layout.options) - 1)))}d}"
+
+
+def _table(folder: RunFolder, summary: dict[str, Any], seconds: float) -> tuple[str, list[tuple[str, str]]]:
+    title = f"{summary['algorithm']} on {summary['env']} ({summary['backend']}), {summary['members']} members"
+    rows = []
+    for place, entry in enumerate(summary["configurations"][:5]):
+        values = ", ".join(f"{name} {shown(value)}" for name, value in entry["values"].items()) or "all members"
+        rows.append((
+            "configurations" * (place == 0),
+            f"IQM {entry['return_iqm']:.1f}, 95 % interval {entry['return_iqm_low']:.1f} to "
+            f"{entry['return_iqm_high']:.1f}, {entry['seeds']} seed{'s' * (entry['seeds'] > 1)}: {values}",
+        ))  # fmt: skip
+    if summary["frozen"]:
+        rows.append(("frozen", f"{summary['frozen']} members, whose parameters became NaN"))
+    best = summary["best_member"]
+    rows += [
+        ("best member", f"{best['folder']}: {best['return_mean']:.1f}" if best else "none has a return"),
+        ("time", duration(seconds)),
+        *((name, str(folder.file(file))) for name, file in summary["files"].items()),
+    ]
+    return title, rows
+
+
+def default_folder(options: TrainOptions) -> Path:
+    """``runs/ENV-ALGORITHM-sweep-TIME`` below the current folder."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-sweep-{stamp}"
+
+
+def to_text(sweep: Sweep) -> str:
+    """The text of ``sweep.yaml``."""
+    members = [{k: list(v) if isinstance(v, tuple) else v for k, v in own.items()} for own in sweep.members]
+    data = {"schema": SCHEMA, "chunk": sweep.chunk, "base": to_plain(sweep.base), "members": members}
+    return yaml.safe_dump(data, sort_keys=False)
+
+
+def from_text(text: str, path: Path) -> Sweep:
+    """The sweep in the text of a ``sweep.yaml``; ``path`` is for the messages."""
+    try:
+        data = parse_yaml(text.encode())
+        require(isinstance(data, dict), "it holds no mapping")
+        schema, members, chunk = data.get("schema"), data.get("members"), data.get("chunk")
+        require(schema == SCHEMA, f"it has schema {schema!r}, this azjax reads {SCHEMA}")
+        require(isinstance(members, list) and all(isinstance(m, dict) for m in members), "members are no list")
+        require(type(chunk) is int, f"chunk is {chunk!r}")
+        base = options_from_plain(data.get("base"), TrainOptions)
+    except ValueError as error:
+        raise ConfigError(f"{path} describes no sweep: {error}; {_MEND}") from error
+    plain = [{str(k): tuple(v) if isinstance(v, list) else v for k, v in own.items()} for own in members]
+    return Sweep(base, tuple(plain), chunk)
