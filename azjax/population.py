@@ -216,11 +216,13 @@ def compile_population(
     def on_device(state: PopulationState) -> tuple[PopulationState, PopulationMetrics]:
         state = _resized(state, trainer.lanes // columns)
         state, metrics = jax.lax.scan(lambda s, _: population.step(s), state, None, updates_per_call)
+        # On every device, so that a host needs no other to read them.
+        metrics = jax.lax.all_gather(metrics, POPULATION, axis=1, tiled=True)
         return _resized(state, trainer.lanes), metrics
 
     platform = mesh.devices.flat[0].platform
     program = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec(None, POPULATION)), check_vma=False
+        on_device, mesh=mesh, in_specs=(specs,), out_specs=(specs, PartitionSpec()), check_vma=False
     )
     return CompiledPopulation(
         init=jax.jit(population.init, out_shardings=shardings, compiler_options=compiler_options(platform, soon=True)),

@@ -17,16 +17,16 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     # The tests compile far more than they run: this halves their time. Programs and their meaning stay the same.
     jax.config.update("jax_disable_most_optimizations", True)
 
-jax.devices()  # now, before a command under test chooses how many there are
-
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell without job control has its background jobs ignore interrupts, and so would every process started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import toy_envs  # noqa: E402
-from browser import CHROMIUM, Browser  # noqa: E402
+import toy_envs
+from browser import CHROMIUM, Browser
 
-import azjax  # noqa: E402
+import azjax
+
+jax.devices()  # now, before a command under test chooses how many there are
 
 
 @pytest.fixture(scope="session")

@@ -315,13 +315,13 @@ def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pyt
 def test_a_file_has_axes_that_the_command_line_can_not_spell(tmp_path: Path) -> None:
     file = tmp_path / "axes.yaml"
     file.write_text(yaml.safe_dump({"policy_hidden": [[8], [16, 16]], "lam": {"uniform": [0.9, 1.0]}}))
-    options, members, given_flags = read_sweep(
+    options, members, command = read_sweep(
         ["azjax:cartpole", "--gamma=0.9,1", "--axes", str(file), "--samples=3"], "azjax sweep"
     )
     assert options.env == "azjax:cartpole"
     assert len(members) == 2 * 2 * 3
     assert members[0].keys() == {"gamma", "policy_hidden", "lam", "seed"}
-    assert not given_flags.dry_run
+    assert not command.dry_run
     for text, message in (
         ("gamma: [", "is no YAML of axes"),
         ("- 1", "holds no options"),

@@ -28,6 +28,10 @@ COMMANDS = {
 BROKEN = 1
 WRONG_INPUT = 2
 INTERRUPTED = 130
+WATCHED = "AZJAX_WATCHED"
+"""Set in the environment of a process that azjax.cli.together watches."""
+LOST = 75
+"""Exit code of a watched process that lost another one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
             mend = "use fewer --lanes, a shorter --rollout-length or fewer --evaluation-episodes"
             print(f"{prog}: error: out of memory: {reason}; {mend}", file=sys.stderr)
+        elif WATCHED in os.environ and type(error).__name__ == "JaxRuntimeError":
+            print(f"{prog}: {reason[:300]}", file=sys.stderr)
+            return LOST
         elif "nitialize backend" in reason:
             print(f"{prog}: error: JAX can't use its devices: {reason}; see azjax doctor", file=sys.stderr)
         else:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from azjax.cli.train import read_options, start_sweep
-from azjax.config import ConfigError, require
+from azjax.cli.train import CommandOptions, read_command, run_options, start_sweep
+from azjax.config import ConfigError, require, require_number
 from azjax.runs.options import TrainOptions
 from azjax.runs.reading import parse_yaml, read_limited
 from azjax.runs.sweep import Axes, Choice, Member, Range, read_axis, spread, sweepable
@@ -42,13 +42,10 @@ Results: DIR/results.csv, DIR/summary.json, DIR/report.html, and in DIR/members 
 
 @dataclasses.dataclass(frozen=True)
 class SweepFlags:
-    """What a sweep has beside the options of a run."""
+    """What a sweep has beside the options of ``azjax train``."""
 
     samples: int = 1
-    seeds: int = 1
     axes: Path | None = None
-    chunk: int | None = None
-    dry_run: bool = False
 
 
 def run(args: Sequence[str], prog: str) -> int:
@@ -57,21 +54,23 @@ def run(args: Sequence[str], prog: str) -> int:
         print(HELP)
         return 0 if args else 2
     options, members, given = read_sweep(args, prog)
-    return start_sweep(options, members, given.chunk, dry_run=given.dry_run)
+    return start_sweep(options, members, given, ["sweep", *args])
 
 
-def read_sweep(args: Sequence[str], prog: str) -> tuple[TrainOptions, list[Member], SweepFlags]:
-    """Options of all members, what each member changes, and the sweep's own options.
+def read_sweep(args: Sequence[str], prog: str) -> tuple[TrainOptions, list[Member], CommandOptions]:
+    """Options of all members, what each member changes, and the options of the command.
 
     Raises:
       ConfigError: for what can't be understood, or if nothing varies.
     """
-    given, rest = _own_flags(args, prog)
+    own, rest = _own_flags(args, prog)
     lists, rest = _several_values(rest, prog)
-    options = read_options(rest, prog)
-    axes = _axes(options, lists, given.axes)
+    given = read_command(rest, prog)
+    options = run_options(given)
+    require_number("seeds", given.seeds, 1, 4096)
+    axes = _axes(options, lists, own.axes)
     require(bool(axes) or given.seeds > 1, f"nothing varies: give an option several values, or --seeds; see {prog} -h")
-    return options, spread(options, axes, samples=given.samples, seeds=given.seeds), given
+    return options, spread(options, axes, samples=own.samples, seeds=given.seeds), given
 
 
 def _own_flags(args: Sequence[str], prog: str) -> tuple[SweepFlags, list[str]]:
@@ -82,9 +81,7 @@ def _own_flags(args: Sequence[str], prog: str) -> tuple[SweepFlags, list[str]]:
     for word in words:
         flag, equals, text = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if flag == "--dry-run":
-            values[name] = True
-        elif flag in ("--samples", "--seeds", "--chunk", "--axes"):
+        if flag in ("--samples", "--axes"):
             text = text if equals else next(words, "")
             require(bool(text), f"{flag} needs a value; see {prog} --help")
             values[name] = Path(text) if flag == "--axes" else _whole(flag, text)

@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from azjax.cli.parsing import flags_of, parse
+from azjax.cli.together import together
 from azjax.config import ConfigError, require, require_number
 from azjax.ppo import PPOConfig
+from azjax.runs.hosts import Hosts
 from azjax.runs.options import TrainOptions, preset_options
 from azjax.runs.sweep import Member, spread
-from azjax.runs.sweeps import Sweep, describe, lay_out, run_sweep
+from azjax.runs.sweeps import Sweep, preview, run_sweep
 from azjax.runs.train import train
 from azjax.trpo import TRPOConfig
 
@@ -26,6 +28,19 @@ class CommandOptions(TrainOptions):
     """Most agents of one program, with --seeds. Default: as many as fit into memory."""
     dry_run: bool = False
     """Say what would run, on which devices and with how much memory, and end."""
+    coordinator: str | None = None
+    """HOST:PORT where the processes of one run on several machines meet; with --processes and --process."""
+    processes: int | None = None
+    """Processes of the run; each is started with the same options but --process."""
+    process: int | None = None
+    """Number of this process, from 0 on."""
+    distributed: bool = False
+    """Find the other processes out from SLURM, Open MPI, Kubernetes or a TPU pod."""
+
+    @property
+    def hosts(self) -> Hosts:
+        """The processes of the run."""
+        return Hosts(self.coordinator, self.processes, self.process, self.distributed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +67,20 @@ def run(args: Sequence[str], prog: str) -> int:
     given = read_command(args, prog)
     options = run_options(given)
     require_number("seeds", given.seeds, 1, 4096)
-    if given.seeds == 1 and not given.dry_run:
-        require(given.chunk is None, "chunk is the most agents of one program, but there is one; give --seeds, too")
-        train(options)
-        return 0
-    members = spread(options, {}, seeds=given.seeds)
-    return start_sweep(options, members, given.chunk, dry_run=given.dry_run)
+    if given.seeds > 1 or given.dry_run:
+        members = spread(options, {}, seeds=given.seeds)
+        return start_sweep(options, members, given, ["train", *args])
+    require(given.chunk is None, "chunk is the most agents of one program, but there is one; give --seeds, too")
+    return together(given.hosts, ["train", *args], lambda: train(options))
 
 
-def start_sweep(options: TrainOptions, members: Sequence[Member], chunk: int | None, *, dry_run: bool) -> int:
+def start_sweep(options: TrainOptions, members: Sequence[Member], given: CommandOptions, command: Sequence[str]) -> int:
     """Trains the members of a sweep, or says what it would be."""
-    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), chunk)
-    if dry_run:
-        print("\n".join(describe(lay_out(sweep))))
-    else:
-        run_sweep(sweep, options.run)
-    return 0
+    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), given.chunk)
+    if given.dry_run:
+        print("\n".join(preview(sweep)))
+        return 0
+    return together(given.hosts, command, lambda: run_sweep(sweep, options.run))
 
 
 def read_options(args: Sequence[str], prog: str) -> TrainOptions:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from azjax.runs import hosts
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -25,12 +28,9 @@ def host_arrays(state: Any) -> dict[str, np.ndarray]:
 
     Random keys come as the words they consist of.
     """
-    arrays = {}
-    for name, leaf in named_leaves(state):
-        if leaf.size:
-            # The copy is the point: the buffer behind a view is overwritten by the next update.
-            arrays[name] = np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf, copy=True)
-    return arrays
+    plain = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+    # The copy is the point: the buffer behind a view is overwritten by the next update.
+    return {name: np.array(leaf, copy=True) for name, leaf in named_leaves(hosts.whole(plain)) if leaf.size}
 
 
 def describe_arrays(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -48,12 +48,19 @@ def place_arrays(arrays: Mapping[str, np.ndarray], shapes: Any) -> Any:
     """A state on its devices; every leaf in buffers of its own, since they will be donated."""
     leaves = []
     for name, leaf in named_leaves(shapes):
-        if _is_key(leaf):
-            value: Any = jax.random.wrap_key_data(jax.numpy.asarray(arrays[name]))
+        value = arrays[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
+        if not leaf.sharding.is_fully_addressable:  # each process places its part
+            placed = jax.make_array_from_callback(value.shape, leaf.sharding, functools.partial(_part, value))
+            leaves.append(jax.jit(jax.random.wrap_key_data)(placed) if _is_key(leaf) else placed)
+        elif _is_key(leaf):
+            leaves.append(jax.device_put(jax.random.wrap_key_data(jax.numpy.asarray(value)), leaf.sharding))
         else:
-            value = arrays[name] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-        leaves.append(jax.device_put(value, leaf.sharding, may_alias=False))
+            leaves.append(jax.device_put(value, leaf.sharding, may_alias=False))
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _part(value: np.ndarray, at: Any) -> np.ndarray:
+    return value[at].copy()
 
 
 def _is_key(leaf: Any) -> bool:

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from azjax.config import ConfigError, require
+from azjax.runs import hosts
 from azjax.runs.arrays import describe_arrays, host_arrays, place_arrays, state_bytes, wanted_arrays
 from azjax.runs.folder import write_json
 from azjax.runs.reading import read_json
@@ -90,10 +91,14 @@ class Checkpoints:
           before: called in the writing thread; the checkpoint is given up if it raises ``OSError``.
         """
         self.wait()
-        if update == self._restored:
+        renewed = update == self._restored
+        arrays = {} if renewed else host_arrays(state)  # of which other processes have parts
+        if not hosts.is_first():
+            return
+        if renewed:
             self._writing = self._writer.submit(self._renew, update, dict(record), before)
         else:
-            self._writing = self._writer.submit(self._write, update, host_arrays(state), dict(record), before)
+            self._writing = self._writer.submit(self._write, update, arrays, dict(record), before)
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written, and warns if it failed."""
@@ -316,7 +321,10 @@ def _orbax() -> Any:
     # Imported late: only a run that writes or reads a checkpoint needs it.
     import orbax.checkpoint
 
-    return orbax.checkpoint.StandardCheckpointer()
+    # Each process by itself: every one has all arrays, and writes into a folder of its own.
+    own = jax.process_index()
+    options = orbax.checkpoint.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    return orbax.checkpoint.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _load(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:

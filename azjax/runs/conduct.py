@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from azjax.runs import hosts
 from azjax.runs.checkpoints import Checkpoints, Restored
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder
@@ -84,6 +85,7 @@ def conduct(
         config=parse_yaml(job.config.encode()),
         purge=env_steps + 1 if metrics.exists() else None,
     )
+    makers = makers if hosts.is_first() else {}
     if position.update < job.updates:
         retire_summary(folder, env_steps)
     with contextlib.ExitStack() as stack:
@@ -96,10 +98,16 @@ def conduct(
         outputs = Outputs(metrics_file, sink_threads, checkpoints, console)
         state, result = Loop(job, position, outputs).run(None if found is None else found.state, stop)
     if result is None:
-        saved = checkpoints.updates()[-1:]
-        where = f"after update {saved[0]} of {job.updates}" if saved else "from the start"
-        raise RunInterrupted(stop.signal or signal.SIGINT, f"go on {where} with: azjax resume {resumed or folder.path}")
+        raise RunInterrupted(stop.signal or signal.SIGINT, _how_to_go_on(job, checkpoints, resumed or folder.path))
     return state, result
+
+
+def _how_to_go_on(job: Job, checkpoints: Checkpoints, folder: Path) -> str:
+    if not hosts.is_first():
+        return "the first process says how to go on"
+    saved = checkpoints.updates()[-1:]
+    where = f"after update {saved[0]} of {job.updates}" if saved else "from the start"
+    return f"go on {where} with: azjax resume {folder}"
 
 
 def retire_summary(folder: RunFolder, env_steps: int) -> None:

@@ -37,13 +37,25 @@ class _Lasting:
 
 
 class RunConsole:
-    """Progress of one run; a context manager."""
+    """Progress of one run; a context manager.
 
-    def __init__(self, total_steps: int, *, quiet: bool = False) -> None:
+    Args:
+      total_steps: environment steps of the run.
+      quiet: show only the summary, and warnings.
+      silent: show nothing at all, as the processes do that help the first.
+    """
+
+    def __init__(self, total_steps: int, *, quiet: bool = False, silent: bool = False) -> None:
         self.total_steps = total_steps
-        self.quiet = quiet
+        self.quiet = quiet or silent
+        self._silent = silent
         self._console = Console(
-            file=cast(IO[str], _Lasting(sys.stdout)), highlight=False, markup=False, emoji=False, soft_wrap=True
+            quiet=silent,
+            file=cast(IO[str], _Lasting(sys.stdout)),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
         )
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -67,7 +79,7 @@ class RunConsole:
         line = f"warning: {text}"
         if self._bar:
             self._bar.console.print(line, markup=False)
-        else:
+        elif not self._silent:
             print(line, file=_Lasting(sys.stderr), flush=True)
 
     @contextmanager

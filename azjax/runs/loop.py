@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 
 from azjax.config import require_number
+from azjax.runs import hosts
 from azjax.runs.checkpoints import Checkpoints
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile
@@ -184,10 +186,12 @@ class Loop:
             shortened = position.update == updates and position.evaluated_at != updates
             if position.owes_evaluation or shortened:
                 self._save(state, self._evaluate(state))
-            while position.update < updates and not stop.signal:
+            stopped, _ = self._agree(stop)
+            while position.update < updates and not stopped:
                 state, waiting = self._call(state, waiting)
-                stopping = bool(stop.signal) and position.update < updates
-                if position.owes_evaluation or stopping or self._checkpoint_due():
+                stopped, checkpoint_due = self._agree(stop)
+                stopping = stopped and position.update < updates
+                if position.owes_evaluation or stopping or checkpoint_due:
                     self._look(waiting)
                     waiting = None
                     evaluated = position.owes_evaluation and not stopping
@@ -246,6 +250,13 @@ class Loop:
         position.clock.evaluation += position.clock.lap()
         self._out.console.say(f"{record['env_steps']:>12,} environment steps: {self._job.line(record)}")
         return score
+
+    def _agree(self, stop: StopRequest) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether a checkpoint is due: the same in every process."""
+        number, due = hosts.first_to_know([stop.signal or 0, hosts.is_first() and self._checkpoint_due()])
+        if number and not stop.signal:
+            stop.signal = signal.Signals(number)
+        return bool(number), bool(due)
 
     def _checkpoint_due(self) -> bool:
         late = time.monotonic() - self._saved_at >= self._job.checkpoint_seconds

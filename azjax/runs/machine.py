@@ -152,7 +152,14 @@ def versions() -> dict[str, str]:
 
 
 def free_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that can still be had on these devices together; ``None`` where nothing says so."""
+    """Bytes that can still be had on these devices together; ``None`` where nothing says so.
+
+    Of the devices of other processes as much is expected as of this one's.
+    """
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    if own and len(own) < len(devices):
+        free = free_memory(own)
+        return None if free is None else free * len(devices) // len(own)
     if devices[0].platform == "cpu":
         with contextlib.suppress(OSError, ValueError):
             for line in Path("/proc/meminfo").read_text().splitlines():

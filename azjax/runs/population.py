@@ -32,7 +32,7 @@ from azjax.population import (
     member,
     stack_hyperparameters,
 )
-from azjax.runs import machine
+from azjax.runs import hosts, machine
 from azjax.runs.arrays import state_bytes
 from azjax.runs.folder import write_text
 from azjax.runs.options import TrainOptions
@@ -45,8 +45,8 @@ from azjax.types import Learner
 # Of the memory that is free, so much may be planned for.
 _SHARE_OF_MEMORY = 0.6
 # Fitted to XLA's own account of its programs, which tests/test_population.py compares: a rollout is held about so
-# often, as observations, rows of the batch and shuffled minibatches; of the state there are the old and the new; and
-# of the hidden units of both networks on all rows the larger part is held at once.
+# often, as observations, rows of the batch and shuffled minibatches; of the state there are the old and the new; and of
+# the hidden units of both networks on all rows the larger part is held at once.
 _ROLLOUT_COPIES = 4.0
 _STATE_COPIES = 3.0
 _HIDDEN_COPIES = 0.75
@@ -193,7 +193,7 @@ class PopulationJob:
     def evaluate(self, state: PopulationState, call: int) -> list[Episodes]:
         """Full episodes of each member's deterministic policy, those that it would play alone."""
         keys = jax.vmap(lambda key: jax.random.fold_in(key, call))(self._keys)
-        episodes = jax.device_get(self._programs.evaluate(state.members.learner.params, keys))
+        episodes = hosts.whole(self._programs.evaluate(state.members.learner.params, keys))
         count = self._options[0].evaluation_episodes
         return [first_episodes(member(episodes, i), count) for i in range(len(self._options))]
 
@@ -202,7 +202,7 @@ class PopulationJob:
         return sum(self._env_steps(state))
 
     def _env_steps(self, state: PopulationState) -> list[int]:
-        counters = jax.device_get(state.members.env_steps)
+        counters = jax.device_get(hosts.whole(state.members.env_steps))
         return [counter_to_int(member(counters, i)) for i in range(len(self._options))]
 
     def training_record(self, metrics: PopulationMetrics, seconds: float) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class PopulationJob:
 
     def evaluation_record(self, state: PopulationState, result: list[Episodes], seconds: float) -> dict[str, Any]:
         """The line of an evaluation."""
-        alive = np.asarray(jax.device_get(state.alive))
+        alive = np.asarray(hosts.whole(state.alive))
         own = self._env_steps(state)
         members = [evaluation_record(steps, episodes, seconds) for steps, episodes in zip(own, result, strict=True)]
         for i, record in enumerate(members):
@@ -264,7 +264,7 @@ class PopulationJob:
 
     def keep(self, state: PopulationState, better: bool) -> None:
         """Writes each member's policy, and where it is its best, that one too."""
-        params = jax.device_get(state.members.learner.params)
+        params = jax.device_get(hosts.whole(state.members.learner.params))
         for i, folder in enumerate(self._folders):
             for place in [folder, folder / "best"] if self._better[i] else [folder]:
                 place.mkdir(exist_ok=True)

@@ -52,11 +52,19 @@ def choose_devices(options: RunOptions) -> int:
     available = jax.device_count()
     if options.devices is not None:
         require(
+            jax.process_count() == 1 or options.devices == available,
+            f"{options.devices} devices asked for, but the processes have {available}, and each must take part; leave "
+            "it out",
+        )
+        require(
             options.devices <= available,
             f"{options.devices} devices asked for, but JAX sees {available} ({jax.devices()[0].platform}); "
             "ask for no more than that, or leave it out",
         )
         return options.devices
+    if jax.process_count() > 1:  # a process without a device in the mesh could not take part
+        options.check_devices(available)
+        return available
     for count in range(available, 1, -1):
         if options.fits(count):
             return count

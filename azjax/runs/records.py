@@ -10,6 +10,7 @@ import numpy as np
 
 from azjax.counters import counter_to_int
 from azjax.evaluation import Episodes, summarize
+from azjax.runs import hosts
 from azjax.runs.options import RunOptions
 from azjax.training import Metrics
 
@@ -71,5 +72,5 @@ def evaluation_line(record: dict[str, Any]) -> str:
 
 def first_episodes(episodes: Episodes, count: int) -> Episodes:
     """As many episodes as were asked for: devices play equally many, so there may be some more."""
-    kept: Episodes = jax.tree.map(lambda x: np.asarray(x)[:count], episodes._replace(frames=None))
+    kept: Episodes = jax.tree.map(lambda x: np.asarray(x)[:count], hosts.whole(episodes._replace(frames=None)))
     return kept._replace(frames=episodes.frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -11,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from azjax.config import ConfigError, require, require_number
-from azjax.runs import machine
+from azjax.runs import hosts, machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
-from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder, write_text
 from azjax.runs.loop import Position
 from azjax.runs.options import OptionsT, RunOptions, TrainOptions, flat_options, parse_options, read_options, to_yaml
@@ -21,7 +21,7 @@ from azjax.runs.plain import from_plain
 from azjax.runs.programs import updates_per_look
 from azjax.runs.reading import read_limited
 from azjax.runs.results import clean
-from azjax.runs.train import RunResult, prepare, run
+from azjax.runs.train import RunResult, console_of, prepare, run, start_machine
 
 
 class Kind(NamedTuple):
@@ -62,9 +62,11 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
     """
     start = time.monotonic()
     folder = RunFolder.existing(Path(path))
-    with folder.claimed(), RunConsole(0, quiet=quiet) as console:
-        before = read_options(folder.file("config.yaml"), kind.options)
-        options = dataclasses.replace(before, run=folder.path, quiet=quiet)
+    before = read_options(folder.file("config.yaml"), kind.options)
+    options = dataclasses.replace(before, run=folder.path, quiet=quiet)
+    start_machine(options, options.fits)
+    claim = folder.claimed() if hosts.is_first() else contextlib.nullcontext()
+    with claim, console_of(options) as console, hosts.folder_to_write(folder.path) as place:
         checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
         saved = checkpoints.updates()
         require(
@@ -84,6 +86,9 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
         check_space(folder.path, prepared.compiled.state, max(1, options.keep_checkpoints + 2 - len(saved)))
         for line in what_differs(before, options, found):
             console.say(line)
+        if not hosts.is_first():
+            folder = RunFolder(place)
+            checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
         if options != before:
             write_text(folder.file("config.yaml"), to_yaml(options))
         position.clock.count_from(start)

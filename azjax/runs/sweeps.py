@@ -8,6 +8,7 @@ and ``summary.json``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import yaml
 from azjax.config import ConfigError, require, require_number
 from azjax.envs import Environment
 from azjax.population import PopulationState, member
-from azjax.runs import machine
+from azjax.runs import hosts, machine
 from azjax.runs.checkpoints import Checkpoints, check_space
 from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
@@ -47,7 +48,7 @@ from azjax.runs.resume import read_position
 from azjax.runs.summary import duration, run_summary
 from azjax.runs.sweep import Group, Member, group_members, member_options, parts_of
 from azjax.runs.sweep_results import write_results
-from azjax.runs.train import start_machine
+from azjax.runs.train import console_of, start_machine
 
 _LARGEST_SWEEP = 1 << 22
 _MEND = "use another copy of it, or the version that wrote it"
@@ -99,18 +100,19 @@ def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
       ConfigError: for options that can't work, before anything is compiled or written.
       RunInterrupted: if a signal stopped it; ``azjax resume`` goes on.
     """
-    if folder is not None:
-        check_free(folder)
-    layout = lay_out(sweep)
-    path = folder or default_folder(sweep.base)
-    made = RunFolder.numbered(path) if folder is None else RunFolder(path)
-    content = dataclasses.replace(sweep, chunk=max(layout.chunks))
-    with made.claimed(), RunConsole(0, quiet=sweep.base.quiet) as console:
-        text = to_text(content)
-        write_text(made.file(SWEEP), text)
-        for line in describe(layout):
-            console.say(line)
-        return _run(made, layout, content, text, console)
+    start_machine(sweep.base, lambda count: True)
+    with hosts.folder_to_write(folder or default_folder(sweep.base)) as place:
+        if folder is not None:
+            check_free(place)
+        layout = lay_out(sweep)
+        content = dataclasses.replace(sweep, chunk=max(layout.chunks))
+        made = RunFolder.numbered(place) if folder is None else RunFolder(place)
+        with made.claimed(), console_of(sweep.base) as console:
+            text = to_text(content)
+            write_text(made.file(SWEEP), text)
+            for line in describe(layout):
+                console.say(line)
+            return _run(made, made.path, layout, content, text, console)
 
 
 def resume(path: Path, *, steps: int | None = None, devices: int | None = None, quiet: bool = False) -> SweepResult:
@@ -126,17 +128,25 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
         f"{path / 'members' / 'NNN'} --steps N",
     )
     folder = RunFolder.existing(path)
-    with folder.claimed(), RunConsole(0, quiet=quiet) as console:
+    text = read_limited(folder.file(SWEEP), _LARGEST_SWEEP).decode("utf-8", "replace")
+    sweep = from_text(text, folder.file(SWEEP))
+    base = dataclasses.replace(sweep.base, quiet=quiet, devices=devices or sweep.base.devices)
+    sweep = dataclasses.replace(sweep, base=base)
+    start_machine(base, lambda count: True)
+    claim = folder.claimed() if hosts.is_first() else contextlib.nullcontext()
+    with claim, console_of(base) as console, hosts.folder_to_write(path) as place:
         require(not folder.file("summary.json").exists(), f"sweep {path} is finished; its results are in {path}")
-        text = read_limited(folder.file(SWEEP), _LARGEST_SWEEP).decode("utf-8", "replace")
-        sweep = from_text(text, folder.file(SWEEP))
-        base = dataclasses.replace(sweep.base, quiet=quiet, devices=devices or sweep.base.devices)
-        sweep = dataclasses.replace(sweep, base=base)
-        return _run(folder, lay_out(sweep), sweep, text, console)
+        return _run(folder if hosts.is_first() else RunFolder(place), path, lay_out(sweep), sweep, text, console)
+
+
+def preview(sweep: Sweep) -> list[str]:
+    """What a sweep would be, in lines; see ``run_sweep``."""
+    start_machine(sweep.base, lambda count: True)
+    return describe(lay_out(sweep))
 
 
 def lay_out(sweep: Sweep) -> Layout:
-    """Checks every member, starts JAX and divides the members into parts; nothing is compiled.
+    """Checks every member and divides the members into parts; nothing is compiled.
 
     Raises:
       ConfigError: naming the first member that makes no sense.
@@ -146,7 +156,6 @@ def lay_out(sweep: Sweep) -> Layout:
     require(len(sweep.members) > 0, "the sweep has no members; give at least one seed")
     each = dataclasses.replace(sweep.base, devices=None)  # members may have devices of their own
     options = tuple(member_options(each, changes) for changes in sweep.members)
-    start_machine(sweep.base, lambda count: True)
     groups = group_members(options)
     envs = [make_member_env(group.options) for group in groups]
     sizes = [member_bytes(group.options, env) for group, env in zip(groups, envs, strict=True)]
@@ -179,17 +188,28 @@ def describe(layout: Layout) -> list[str]:
     return lines
 
 
-def _run(folder: RunFolder, layout: Layout, sweep: Sweep, text: str, console: RunConsole) -> SweepResult:
-    """Trains the parts that are not finished, then writes the results."""
+def _run(folder: RunFolder, source: Path, layout: Layout, sweep: Sweep, text: str, console: RunConsole) -> SweepResult:
+    """Trains the parts that are not finished, then writes the results.
+
+    Args:
+      folder: to write into.
+      source: the sweep's folder, to read from: the same for the first process.
+      layout: of the sweep.
+      sweep: as it was used.
+      text: of its configuration.
+      console: shows progress.
+    """
     start = time.monotonic()
     compiled_parts: dict[tuple[int, int], PartPrograms] = {}
     for number, part in enumerate(layout.parts):
-        if all((_member_folder(folder, layout, i) / "summary.json").exists() for i in part.members):
+        if all((_member_folder(source, layout, i) / "summary.json").exists() for i in part.members):
             continue
         if len(layout.parts) > 1:
             console.say(f"part {number} of {len(layout.parts)}: members {part.members[0]} to {part.members[-1]}")
-        _run_part(folder, layout, sweep, text, number, compiled_parts, console)
-    folders = [_member_folder(folder, layout, i) for i in range(len(layout.options))]
+        _run_part(folder, source, layout, sweep, text, number, compiled_parts, console)
+    if not hosts.is_first():
+        return SweepResult(folder.path, {})
+    folders = [_member_folder(folder.path, layout, i) for i in range(len(layout.options))]
     summary = write_results(folder, layout.options[0], sweep.members, folders, console.warn)
     console.summary(*_table(folder, summary, time.monotonic() - start))
     return SweepResult(folder.path, summary)
@@ -197,6 +217,7 @@ def _run(folder: RunFolder, layout: Layout, sweep: Sweep, text: str, console: Ru
 
 def _run_part(
     folder: RunFolder,
+    source: Path,
     layout: Layout,
     sweep: Sweep,
     text: str,
@@ -211,9 +232,12 @@ def _run_part(
     own = RunFolder.existing(place)
     with own.claimed():
         planned = plan_part(options, layout.envs[part.group], part.devices)
-        checkpoints = Checkpoints(own.file("checkpoints"), sweep.base.keep_checkpoints, console.warn)
         check_space(place, planned.compiled.state, sweep.base.keep_checkpoints + 2)
+        keep, before = sweep.base.keep_checkpoints, source / "parts" / place.name
+        checkpoints = Checkpoints(before / "checkpoints", keep, console.warn)
         found = checkpoints.restore(planned.compiled.state)
+        if before != place:
+            checkpoints = Checkpoints(own.file("checkpoints"), keep, console.warn)
         position = Position() if found is None else read_position(found, own)
         if found is not None:
             require(
@@ -224,11 +248,11 @@ def _run_part(
         key = (part.group, len(part.members))
         if key not in programs:
             programs[key] = compiled(lambda: build_part(planned), folder, console)
-        folders = [_member_folder(folder, layout, i) for i in part.members]
+        folders = [_member_folder(folder.path, layout, i) for i in part.members]
         for place, each in zip(folders, planned.options, strict=True):
             place.mkdir(parents=True, exist_ok=True)
             write_text(place / "config.yaml", to_yaml(dataclasses.replace(each, run=place)))
-        records = read_metrics(own.file("metrics.jsonl"))[: position.records] if position.records else []
+        records = read_metrics(before / "metrics.jsonl")[: position.records] if position.records else []
         job = PopulationJob(planned, programs[key], folders, text, records)
         console.total_steps = len(options) * options[0].total_steps
         state, episodes = conduct(job, own, found, position, checkpoints, console, sweep.base, resumed=folder.path)
@@ -247,7 +271,8 @@ def _finish_part(
     console: RunConsole,
 ) -> None:
     """Makes each member's folder that of an ordinary run."""
-    alive = jax.device_get(state.alive)
+    state = jax.device_get(hosts.whole(state))
+    alive = state.alive
     versions = machine.versions()
     for i, place in enumerate(folders):
         options = dataclasses.replace(planned.options[i], run=place)
@@ -272,8 +297,8 @@ def _finish_part(
         write_json(place / "summary.json", summary | {"frozen": not bool(alive[i])})
 
 
-def _member_folder(folder: RunFolder, layout: Layout, index: int) -> Path:
-    return folder.path / "members" / f"{index:0{max(3, len(str(len(layout.options) - 1)))}d}"
+def _member_folder(folder: Path, layout: Layout, index: int) -> Path:
+    return folder / "members" / f"{index:0{max(3, len(str(len(layout.options) - 1)))}d}"
 
 
 def _table(folder: RunFolder, summary: dict[str, Any], seconds: float) -> tuple[str, list[tuple[str, str]]]:

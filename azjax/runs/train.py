@@ -15,7 +15,7 @@ from azjax.config import ConfigError
 from azjax.counters import counter_to_int
 from azjax.envs import Environment
 from azjax.evaluation import Episodes
-from azjax.runs import machine
+from azjax.runs import hosts, machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
 from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
@@ -71,24 +71,31 @@ def start(options: OptionsT, prepare: Callable[[OptionsT], Any], run: Callable[.
       run: takes it from there: prepared, folder, checkpoint, position, checkpoints, console.
       clock: that has been running since the start.
     """
-    if options.run is not None:
-        check_free(options.run)
-    prepared = prepare(options)
+    start_machine(options, options.fits)
     path = options.run or default_folder(options)
-    check_space(path, prepared.compiled.state, options.keep_checkpoints + 2)  # the best, and one being written
-    folder = RunFolder.numbered(path) if options.run is None else RunFolder(path)
-    prepared = prepared._replace(options=dataclasses.replace(prepared.options, run=folder.path))
-    try:
-        write_text(folder.file("config.yaml"), to_yaml(prepared.options))
-    except OSError as error:
-        raise ConfigError(f"run folder {folder.path} can't be written: {error.strerror}; choose another") from error
-    with folder.claimed(), RunConsole(prepared.options.total_steps, quiet=options.quiet) as console:
-        checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
-        return run(prepared, folder, None, Position(clock=clock), checkpoints, console)
+    with hosts.folder_to_write(path) as place:
+        if options.run is not None:
+            check_free(place)
+        prepared = prepare(options)
+        check_space(place, prepared.compiled.state, options.keep_checkpoints + 2)  # the best, and one being written
+        folder = RunFolder.numbered(place) if options.run is None else RunFolder(place)
+        prepared = prepared._replace(options=dataclasses.replace(prepared.options, run=folder.path))
+        try:
+            write_text(folder.file("config.yaml"), to_yaml(prepared.options))
+        except OSError as error:
+            raise ConfigError(f"run folder {folder.path} can't be written: {error.strerror}; choose another") from error
+        with folder.claimed(), console_of(prepared.options) as console:
+            checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
+            return run(prepared, folder, None, Position(clock=clock), checkpoints, console)
+
+
+def console_of(options: RunOptions) -> RunConsole:
+    """What shows the run, if this process is the first."""
+    return RunConsole(options.total_steps, quiet=options.quiet, silent=not hosts.is_first())
 
 
 def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
-    """Settles what must be settled before JAX starts, and traces the programs of valid options.
+    """Chooses the devices and traces the programs of valid options.
 
     Args:
       options: resolved.
@@ -98,8 +105,7 @@ def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
 
 
 def settle(options: RunOptions, *, fewer: bool) -> int:
-    """Settles what must be settled before JAX starts, and how many devices to use; arguments as of ``prepare``."""
-    start_machine(options, options.fits)
+    """How many devices to use; arguments as of ``prepare``."""
     if fewer and options.devices is not None and options.devices > jax.device_count():
         options = dataclasses.replace(options, devices=None)
     return choose_devices(options)
