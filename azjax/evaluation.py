@@ -12,7 +12,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from azjax.config import require, require_number
 from azjax.envs.base import Environment, EnvState
-from azjax.envs.lanes import Vectorize, batch_first, choose_vectorize, reset_lanes, select_lanes, step_lanes
+from azjax.envs.lanes import (
+    Vectorize,
+    batch_first,
+    choose_vectorize,
+    reset_lanes,
+    select_lanes,
+    step_lanes,
+    strongly_typed,
+)
 from azjax.statistics import interquartile_mean, stratified_bootstrap_interval
 from azjax.types import ActFn, Array, Key, Params
 from azjax.xla import compiler_options
@@ -35,6 +43,7 @@ class Episodes(NamedTuple):
     terminated: Array  # bool [B] the task ended it; else the time limit did
     nonfinite: Array  # bool [B] the physics broke; such episodes don't count
     frames: Frames | None  # of one lane, if recorded
+    outcome: Any = ()  # [B, ...] what ``outcome`` gave for the state at the end
 
 
 class Evaluator(Protocol):
@@ -57,6 +66,8 @@ def make_evaluator(
     deterministic: bool = True,
     action_repeat: int = 1,
     record: Callable[[EnvState], Any] | None = None,
+    outcome: Callable[[EnvState], Any] | None = None,
+    episode_params: Any = None,
     axis_name: str | None = None,
     vectorize: Vectorize | None = None,
 ) -> Evaluator:
@@ -69,6 +80,9 @@ def make_evaluator(
       deterministic: take the distribution's mode instead of a sample.
       action_repeat: environment steps per decision, as in training.
       record: of one lane's single state: what to keep of every step, e.g. the poses for a replay.
+      outcome: of the single state at the end of each episode: what else to return.
+      episode_params: ``[N, ...]``, the params of episode i, from the beginning again after the last; default what the
+        environment draws.
       axis_name: the device axis under ``shard_map``; numbers the lanes of all devices one after the other.
       vectorize: how single environments become lanes; see ``azjax.make_trainer``.
 
@@ -94,7 +108,9 @@ def make_evaluator(
         if axis_name is not None:
             offset = lanes * jax.lax.axis_index(axis_name).astype(jnp.int32)
             index, recorded = index + offset, jnp.clip(recorded - offset, 0, lanes - 1)
-        states = reset_lanes(env, mapped, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index))
+        states = _initial(
+            env, mapped, episode_params, jax.vmap(lambda n: jax.random.fold_in(key_reset, n))(index), index
+        )
         lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(index)
         frames = _first_frames(record, states, recorded, decisions + 1)
         none = jnp.zeros(lanes, bool)
@@ -130,12 +146,22 @@ def make_evaluator(
             )
 
         end = jax.lax.while_loop(lambda loop: ~loop.over.all(), body, Loop(jnp.int32(0), states, none, start))
-        return end.episodes._replace(frames=_repeat_last(end.episodes.frames, end.t))
+        ending = () if outcome is None else batch_first(mapped(outcome)(end.env))
+        return end.episodes._replace(frames=_repeat_last(end.episodes.frames, end.t), outcome=ending)
 
     return evaluate
 
 
 Record = Callable[[EnvState], Any]
+
+
+def _initial(env: Environment, vectorize: Vectorize, params: Any, keys: Key, index: Array) -> EnvState:
+    """Initial states of the episodes ``index``, batch-last."""
+    if params is None:
+        return reset_lanes(env, vectorize, keys)
+    number = jax.tree.leaves(params)[0].shape[0]
+    chosen = jax.tree.map(lambda x: jnp.moveaxis(x[index % number], 0, -1), params)
+    return strongly_typed(vectorize(env.reset)(keys, chosen))
 
 
 def _first_frames(record: Record | None, states: EnvState, lane: Array | int, count: int) -> Frames | None:
@@ -192,7 +218,7 @@ def compile_evaluator(evaluate: Evaluator, mesh: Mesh | None = None) -> Any:
 
 def _episodes_of(lanes: Any, frames: Any) -> Any:
     """The same entry for each field of ``Episodes`` that has one value a lane, another for the frames."""
-    return Episodes(lanes, lanes, lanes, lanes, frames=frames)
+    return Episodes(lanes, lanes, lanes, lanes, frames=frames, outcome=lanes)
 
 
 def summarize(episodes: Episodes) -> dict[str, Any]:

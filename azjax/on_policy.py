@@ -246,6 +246,11 @@ def blank_masked(batch: Batch, *, sequence: bool = False) -> Batch:
     )
 
 
+def acting_values(batch: Batch) -> Array:
+    """The values ``[...]`` at acting time."""
+    return batch.returns - batch.advantages if batch.values is None else batch.values
+
+
 def log_importance_ratio(distribution: Distribution, batch: Batch) -> Array:
     """``log(pi / pi_old)`` of the actions taken, 0 at masked entries, clipped to +-``LARGEST_LOG_RATIO``."""
     log_ratio = jnp.where(batch.mask, distribution.log_prob(batch.action) - batch.log_prob, 0.0)
@@ -266,7 +271,8 @@ def value_diagnostics(batch: Batch, axis_name: str | None) -> Info:
         return masked_mean(x, batch.mask, axis_name)
 
     variance = mean(jnp.square(batch.returns - mean(batch.returns)))
-    residual = mean(jnp.square(batch.advantages - mean(batch.advantages)))
+    error = batch.advantages if batch.values is None else batch.returns - batch.values
+    residual = mean(jnp.square(error - mean(error)))
     return {
         "explained_variance": jnp.where(variance > 0, 1.0 - residual / jnp.maximum(variance, 1e-12), 0.0),
         "return_mean": mean(batch.returns),

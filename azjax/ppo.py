@@ -17,6 +17,7 @@ from azjax.normalization import RunningStatistics
 from azjax.on_policy import (
     OnPolicyConfig,
     PolicyParams,
+    acting_values,
     blank_masked,
     default_network,
     flatten_batch,
@@ -203,7 +204,7 @@ def ppo_loss(
     if value is not None:
         scale, centre = value_units(return_statistics, config)
         target = (batch.returns - centre) / scale
-        old = (batch.returns - batch.advantages - centre) / scale
+        old = (acting_values(batch) - centre) / scale
         near = old + jnp.clip(value - old, -config.value_clip / scale, config.value_clip / scale)
         error = jnp.maximum(jnp.square(value - target), jnp.square(near - target))
         info["value_loss"] = 0.5 * mean(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax
 import jax
@@ -30,7 +30,7 @@ from azjax.envs.lanes import (
     reused_resets,
     step_lanes,
 )
-from azjax.types import Array, Info, Key, Learner, Rollout
+from azjax.types import ActFn, Array, Info, Key, Learner, Params, Rollout
 from azjax.xla import compiler_options
 
 
@@ -90,6 +90,39 @@ class Trainer(NamedTuple):
     env_steps_per_update: int
     reset_group: int  # consecutive lanes that must stay on one device
     axis_name: str | None
+
+
+class Compilable(Protocol):
+    """What ``compile`` asks of a trainer, of whatever kind.
+
+    The state of ``init`` is a dataclass with an entry ``lanes``, whose leaves are divided among devices along their
+    last axis; all else is the same on every device.
+    """
+
+    @property
+    def init(self) -> Callable[[Key], Any]:
+        """From a key to the state."""
+        ...
+
+    @property
+    def step(self) -> Callable[[Any], tuple[Any, Any]]:
+        """From a state to the next one and metrics."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """On all devices together."""
+        ...
+
+    @property
+    def reset_group(self) -> int:
+        """Consecutive lanes that must stay on one device."""
+        ...
+
+    @property
+    def axis_name(self) -> str | None:
+        """The device axis."""
+        ...
 
 
 def make_trainer(
@@ -178,43 +211,27 @@ def make_trainer(
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         key, key_act, key_pool, key_fit = jax.random.split(state.key, 4)
         pool = fill_pool(env, mapped, key_pool, state.lanes.index, layout)
-        lane_keys = jax.vmap(lambda n: jax.random.fold_in(key_act, n))(state.lanes.index)
-
-        def decide(carry: tuple[LaneState, Array], t: Array) -> tuple[Any, tuple[Rollout, LaneReport]]:
-            before, used = carry
-            observation = batch_first(before.env.observation)
-            keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(lane_keys)
-            action, carry, info = jax.vmap(lambda o, k: learner.act(state.learner.params, o, (), k))(observation, keys)
-            require(not jax.tree.leaves(carry), "the policy has a recurrent state; this trainer takes none")
-            result = step_lanes(
-                env, mapped, before.env, before.elapsed, action, limit=before.limit, action_repeat=action_repeat
-            )
-            after, used, report = _account_and_reset(
-                before, result, pool._replace(used=used), layout, env.episode_length
-            )
-            rollout = Rollout(
-                observation=observation,
-                carry=(),
-                action=action,
-                info=info,
-                reward=result.reward,
-                terminated=result.terminated,
-                truncated=result.truncated,
-                final_observation=result.final_observation,
-            )
-            return (after, used), (rollout, report)
-
-        (after, used), (rollout, report) = jax.lax.scan(
-            decide, (state.lanes, pool.used), jnp.arange(rollout_length, dtype=jnp.int32)
+        played = play(
+            env,
+            mapped,
+            learner.act,
+            state.learner.params,
+            state.lanes,
+            pool,
+            layout,
+            key_act,
+            decisions=rollout_length,
+            action_repeat=action_repeat,
         )
+        rollout = played.rollout
         learner_state, info = learner.fit(state.learner, learner.estimate(state.learner, rollout), key_fit)
         env_steps = counter_add(state.env_steps, env_steps_per_update)
         metrics = Metrics(
             env_steps=env_steps,
             learner=info,
-            **_reduce(report, rollout.reward, reused_resets(used, layout), axis_name),
+            **reduce_report(played.report, rollout.reward, reused_resets(played.used, layout), axis_name),
         )
-        return TrainState(learner=learner_state, lanes=after, key=key, env_steps=env_steps), metrics
+        return TrainState(learner=learner_state, lanes=played.lanes, key=key, env_steps=env_steps), metrics
 
     return Trainer(
         init=init,
@@ -236,6 +253,74 @@ class LaneReport(NamedTuple):
     elapsed: Array  # int32 [B]
 
 
+class Played(NamedTuple):
+    """A rollout, and where it left the lanes."""
+
+    lanes: LaneState
+    used: Array  # int32 [groups] of the pool
+    rollout: Rollout
+    report: LaneReport  # [T, B]
+    watched: Any  # [T, ...]
+
+
+def play(
+    env: Environment,
+    vectorize: Vectorize,
+    act: ActFn,
+    params: Params,
+    lanes: LaneState,
+    pool: Pool,
+    layout: PoolLayout,
+    key: Key,
+    *,
+    decisions: int,
+    action_repeat: int = 1,
+    watch: Callable[[LaneStep], Any] = lambda result: (),
+) -> Played:
+    """A rollout of all lanes with one policy; a lane whose episode ends goes on with an initial state of the pool.
+
+    Args:
+      env: the environment.
+      vectorize: ``minor_vmap`` or ``plain_vmap``.
+      act: the learner's.
+      params: what it needs.
+      lanes: where they stand.
+      pool: initial states, and how many are used already.
+      layout: how lanes share them.
+      key: for actions, the same on every device: the number of lane and step are folded in; consumed.
+      decisions: length of the rollout.
+      action_repeat: environment steps per decision.
+      watch: of each step before any reset: what else to return.
+    """
+    lane_keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(lanes.index)
+
+    def decide(carry: tuple[LaneState, Array], t: Array) -> tuple[Any, tuple[Rollout, LaneReport, Any]]:
+        before, used = carry
+        observation = batch_first(before.env.observation)
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, t))(lane_keys)
+        action, recurrent, info = jax.vmap(lambda o, k: act(params, o, (), k))(observation, keys)
+        require(not jax.tree.leaves(recurrent), "the policy has a recurrent state; this trainer takes none")
+        result = step_lanes(
+            env, vectorize, before.env, before.elapsed, action, limit=before.limit, action_repeat=action_repeat
+        )
+        after, used, report = _account_and_reset(before, result, pool._replace(used=used), layout, env.episode_length)
+        rollout = Rollout(
+            observation=observation,
+            carry=(),
+            action=action,
+            info=info,
+            reward=result.reward,
+            terminated=result.terminated,
+            truncated=result.truncated,
+            final_observation=result.final_observation,
+        )
+        return (after, used), (rollout, report, watch(result))
+
+    steps = jnp.arange(decisions, dtype=jnp.int32)
+    (after, used), (rollout, report, watched) = jax.lax.scan(decide, (lanes, pool.used), steps)
+    return Played(after, used, rollout, report, watched)
+
+
 def _account_and_reset(
     before: LaneState, result: LaneStep, pool: Pool, layout: PoolLayout, episode_length: int
 ) -> tuple[LaneState, Array, LaneReport]:
@@ -255,7 +340,7 @@ def _account_and_reset(
     return after, used, LaneReport(counts, result.nonfinite, episode_return, result.elapsed)
 
 
-def _reduce(report: LaneReport, reward: Array, reuse: Array, axis_name: str | None) -> dict[str, Any]:
+def reduce_report(report: LaneReport, reward: Array, reuse: Array, axis_name: str | None) -> dict[str, Any]:
     """Totals over steps, lanes and devices."""
     ended, returns = report.ended, report.episode_return
     sums = {
@@ -288,10 +373,10 @@ class CompiledTrainer(NamedTuple):
 
     init: Any
     step: Any
-    state: TrainState
+    state: Any
 
 
-def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 1) -> CompiledTrainer:
+def compile(trainer: Compilable, mesh: Mesh | None = None, updates_per_call: int = 1) -> CompiledTrainer:
     """Turns a trainer into compiled programs: devices, several updates per call, donated buffers.
 
     Nothing is compiled until the first call (or ``step.lower(state).compile()``), and ``trainer.step`` is traced once.
@@ -310,7 +395,7 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
     """
     require_number("updates_per_call", updates_per_call, 1, 2**30)
 
-    def many(state: TrainState) -> tuple[TrainState, Metrics]:
+    def many(state: Any) -> tuple[Any, Any]:
         return jax.lax.scan(lambda s, _: trainer.step(s), state, None, updates_per_call)
 
     if mesh is None and trainer.axis_name is not None:
@@ -331,11 +416,11 @@ def compile(trainer: Trainer, mesh: Mesh | None = None, updates_per_call: int = 
         mesh.axis_names == (trainer.axis_name,),
         f"the mesh has axes {mesh.axis_names}; the trainer reduces over {trainer.axis_name!r}",
     )
-    check_division(trainer.lanes, mesh.size)
+    check_division(trainer.lanes, mesh.size, trainer.reset_group)
     specs = partition_specs(shapes, trainer.axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
-    def on_device(state: TrainState) -> tuple[TrainState, Metrics]:
+    def on_device(state: Any) -> tuple[Any, Any]:
         own = dataclasses.replace(state, lanes=resize_empty(state.lanes, trainer.lanes // mesh.size))
         after, metrics = many(own)
         return dataclasses.replace(after, lanes=resize_empty(after.lanes, trainer.lanes)), metrics
@@ -363,7 +448,7 @@ def make_mesh(devices: int, axis_name: str) -> Mesh:
     return jax.make_mesh((devices,), (axis_name,), axis_types=(AxisType.Auto,), devices=available[:devices])
 
 
-def partition_specs(shapes: TrainState, axis_name: str | None) -> TrainState:
+def partition_specs(shapes: Any, axis_name: str | None) -> Any:
     """Where each leaf of a train state lives: lanes divided along their last axis, all else on every device."""
     replicated = jax.tree.map(lambda _: PartitionSpec(), shapes)
     return dataclasses.replace(replicated, lanes=lane_specs(shapes.lanes, axis_name))

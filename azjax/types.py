@@ -65,8 +65,9 @@ class Batch(NamedTuple):
     action: Array  # [..., A] raw actions
     log_prob: Array  # [...] under the policy that acted
     advantages: Array  # [...] not normalised
-    returns: Array  # [...] targets of the value function; returns - advantages are the values at acting time
+    returns: Array  # [...] targets of the value function
     mask: Array  # bool [...] False entries take no part
+    values: Array | None = None  # [...] of the value function at acting time; None: returns - advantages
 
 
 class InitFn(Protocol):

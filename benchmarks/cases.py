@@ -128,6 +128,44 @@ def training(
     return {**timed, **seconds, "unit": "environment steps/s"}
 
 
+def selfplay(
+    env: str = "ant", devices: int = 2, plain: bool = False, updates: int = 1, repeats: int = 9, **options: Any
+) -> dict[str, Any]:
+    """Training steps/s of the self-play program of the body's preset, verification's steps not counted.
+
+    Args:
+      env: the body.
+      devices: to use.
+      plain: plain training at uniform tasks instead, with as many lanes and as long rollouts.
+      updates: in a call.
+      repeats: of the call.
+      **options: changes of the preset.
+    """
+    import azjax
+    from azjax.algorithms import make_learner
+    from azjax.runs.selfplay_options import resolve_selfplay, selfplay_preset
+    from azjax.selfplay import make_selfplay, make_task_env
+    from azjax.selfplay.proposers import make_proposer
+
+    settings = resolve_selfplay(selfplay_preset(env, **options))
+    tasks = make_task_env(env, settings.types)
+    learner = make_learner(settings.learner, axis_name=AXIS)
+    common: dict[str, Any] = {"action_repeat": settings.action_repeat, "axis_name": AXIS}
+    trainer: Any
+    if plain:
+        trainer = azjax.make_trainer(
+            tasks, learner, lanes=settings.lanes, rollout_length=settings.rollout_length, **common
+        )
+    else:
+        proposer = make_proposer(settings.proposer, tasks.family, settings.proposer_settings, axis_name=AXIS)
+        trainer = make_selfplay(tasks, learner, proposer, settings.config, **common)
+    program = azjax.compile(trainer, azjax.make_mesh(devices, AXIS), updates)
+    compiled, seconds = compile_timed(program.step, program.state)
+    work = settings.env_steps_per_update * updates
+    timed = time_chain(lambda s: compiled(s)[0], program.init(jax.random.key(0)), work=work, repeats=repeats)
+    return {**timed, **seconds, "unit": "training steps/s"}
+
+
 def update(
     env: str = "ant", devices: int = 2, repeats: int = 15, trpo: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, Any]:
@@ -380,6 +418,7 @@ def describe() -> dict[str, Any]:
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "physics": physics,
     "training": training,
+    "selfplay": selfplay,
     "update": update,
     "resets": resets,
     "gae": gae,

@@ -68,6 +68,19 @@ def training() -> list[Case]:
     return cases
 
 
+def selfplay() -> list[Case]:
+    """The self-play program beside plain training at uniform tasks of the same lanes and rollouts: training steps/s."""
+    cases = []
+    for env, devices in (("pointmass", 2), ("ant", 2)):
+        own = {"env": env, "devices": devices, "tasks": "goal"}
+        cases.append(Case(f"{env} plain training", "selfplay", own | {"plain": True}))
+        cases += [
+            Case(f"{env} {proposer}", "selfplay", own | {"proposer": proposer}) for proposer in ("uniform", "learned")
+        ]
+        cases.append(Case(f"{env} learned, verified every 4th update", "selfplay", own | {"verify_every": 4}))
+    return cases
+
+
 def scaling() -> list[Case]:
     """Cost of ant's training program against lanes, rollout length, network width and devices."""
     cases = [
@@ -218,6 +231,7 @@ def threshold() -> list[Case]:
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "physics": physics,
     "backends": backends,
+    "selfplay": selfplay,
     "locomotion": locomotion,
     "training": training,
     "reasoning": reasoning,

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from azjax.envs.registry import backends_of  # noqa: E402
 from azjax.runs.options import preset_options, resolve  # noqa: E402
+from azjax.runs.selfplay_options import resolve_selfplay, selfplay_preset  # noqa: E402
 from benchmarks import cases  # noqa: E402
 from benchmarks.peers import cases as peers  # noqa: E402
 from benchmarks.suites import SUITES  # noqa: E402
@@ -33,9 +34,12 @@ def test_every_case_of_a_suite_can_be_called(suite: str) -> None:
         signature = inspect.signature(function)
         signature.bind(**case.options)
         env = case.options.get("env", "ant")
-        assert case.options.get("backend") in (None, *backends_of(env))
         extra = {k: v for k, v in case.options.items() if k not in signature.parameters}
-        resolve(preset_options(env, **extra)).validate()
+        if case.name == "selfplay":
+            resolve_selfplay(selfplay_preset(env, **extra)).validate()
+        else:
+            assert case.options.get("backend") in (None, *backends_of(env))
+            resolve(preset_options(env, **extra)).validate()
         assert case.venv is None or (ROOT / "benchmarks" / "peers" / f"{case.venv}.txt").exists()
         json.dumps(case.options)
 

@@ -35,6 +35,7 @@ from azjax.cli.main import COMMANDS
 from azjax.cli.parsing import flags_of
 from azjax.cli.report import ReportOptions
 from azjax.cli.resume import ResumeOptions
+from azjax.cli.selfplay import PPOSelfPlayOptions, TRPOSelfPlayOptions
 from azjax.cli.train import PPOTrainOptions, TRPOTrainOptions, read_options
 from azjax.envs import SUPPORTED
 from azjax.runs import machine
@@ -57,6 +58,8 @@ FILES = [
 OPTIONS: dict[str, type] = {
     "train": PPOTrainOptions,
     "train --algorithm trpo": TRPOTrainOptions,
+    "selfplay": PPOSelfPlayOptions,
+    "selfplay --algorithm trpo": TRPOSelfPlayOptions,
     "resume": ResumeOptions,
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,

@@ -18,7 +18,9 @@ import yaml
 import azjax
 from azjax.cli.main import BROKEN, COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
-from azjax.cli.train import read_options
+from azjax.cli.sweep import read_sweep
+from azjax.cli.train import PPOTrainOptions, read_options
+from azjax.cli.tune import read_search
 from azjax.envs.registry import backends_of
 from azjax.runs.options import TrainOptions, resolve
 
@@ -145,13 +147,20 @@ def test_the_commands_in_the_docs_are_valid(page: Path, words: list[str]) -> Non
         options.validate()
         assert options.fits(1)
         assert options.fits(2)
+    elif command == "sweep":
+        rest = [word for word in rest if not word.endswith(".yaml")]  # which the page shows
+        rest = [word for word in rest if word != "--axes"]
+        _, members, _ = read_sweep(rest, "azjax sweep")
+        assert len(members) > 1
+    elif command == "tune":
+        read_search(rest, "azjax tune")[0].validate()
     else:
         parse(OPTIONS[command], rest, prog=command)
 
 
 @name_of
 def test_the_flags_in_the_docs_exist(page: Path) -> None:
-    known = {"--help", "--version"} | flags_of(TrainOptions)
+    known = {"--help", "--version", "--samples", "--axes", "--trials", "--batch"} | flags_of(PPOTrainOptions)
     for options in OPTIONS.values():
         known |= flags_of(options)
     text = page.read_text()

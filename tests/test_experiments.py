@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from azjax.config import ConfigError
+from azjax.runs.selfplay_options import resolve_selfplay
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
+import absolute_zero_locomotion as absolute_zero  # noqa: E402
 import bias_variance  # noqa: E402
 import bias_variance_report as bias  # noqa: E402
 import gae_lambda_sweep  # noqa: E402
@@ -172,3 +174,61 @@ def test_bias_and_variance_end_to_end(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--states is 1"):
         bias_variance.measure(tmp_path / "none", bias_variance.Settings(states=1))
     assert not (tmp_path / "none").exists()
+
+
+# ---- self-play on bodies
+
+
+def selfplay_run(folder: Path, coverage: list[float], steps: int = 1000) -> None:
+    """A finished run of an arm as its report reads it."""
+    folder.mkdir(parents=True)
+    figures = dict.fromkeys(absolute_zero.FIGURES, coverage[-1] / 2) | {"coverage": coverage[-1]}
+    lines = [{"env_steps": steps * (n + 1) // len(coverage), "heldout/coverage": c} for n, c in enumerate(coverage)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.json").write_text(json.dumps({"env_steps": steps, "heldout": figures}))
+
+
+def test_the_report_of_self_play_compares_arms_on_the_seeds_that_all_have(tmp_path: Path) -> None:
+    for seed, (uniform, learned) in enumerate([([0.2, 0.4], [0.4, 0.5]), ([0.2, 0.6], [0.6, 0.7])]):
+        selfplay_run(tmp_path / "uniform" / str(seed), uniform)
+        selfplay_run(tmp_path / "learned" / str(seed), learned)
+    selfplay_run(tmp_path / "uniform" / "2", [0.0, 0.0])
+    done = run("absolute_zero_locomotion.py", "report", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["seeds"] == [0, 1]
+    assert results["coverage_of_uniform"] == pytest.approx(0.5)
+    learned = results["arms"]["learned"]
+    assert learned["coverage"]["mean"] == pytest.approx(0.6)
+    assert learned["coverage"]["low"] <= 0.6 <= learned["coverage"]["high"]
+    assert learned["steps_to_coverage_of_uniform"] == [1000, 500]
+    assert "| learned | 0.300 (" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_arms_of_unequal_length_are_not_compared(tmp_path: Path) -> None:
+    selfplay_run(tmp_path / "uniform" / "0", [0.2, 0.4])
+    selfplay_run(tmp_path / "sfl" / "0", [0.2, 0.4], steps=2000)
+    done = run("absolute_zero_locomotion.py", "report", "--out", tmp_path)
+    assert done.returncode == 1
+    assert "not equal" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_study_of_self_play_runs_what_is_missing(tmp_path: Path) -> None:
+    tiny = ("--out", tmp_path, "--arms", "uniform,ranked", "--seeds", 1, "--steps", 50_000, "--held-out", 24)
+    done = run("absolute_zero_locomotion.py", "run", *tiny)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2" in done.stdout
+    again = run("absolute_zero_locomotion.py", "run", *tiny)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert run("absolute_zero_locomotion.py", "report", "--out", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("scale", list(absolute_zero.SCALES))
+def test_every_arm_of_a_study_is_a_valid_run(scale: str, tmp_path: Path) -> None:
+    arguments = absolute_zero.parse(["run", "--scale", scale, "--out", str(tmp_path)])
+    for arm in absolute_zero.SCALES[scale].arms:
+        options = resolve_selfplay(absolute_zero.options_of(arguments, arm, 3))
+        options.validate()
+        assert (options.seed, options.proposer) == (3, absolute_zero.ARMS[arm]["proposer"])

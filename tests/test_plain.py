@@ -19,15 +19,17 @@ def test_options_come_back_from_their_file(tmp_path: Path, env: str) -> None:
     options = resolve(preset_options(env, run=Path("runs/x"), devices=2, value_clip=float("inf"), wandb="p"))
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(options))
-    assert read_options(path) == options
+    assert read_options(path, TrainOptions) == options
 
 
 def test_what_is_missing_takes_its_default() -> None:
     text = b"schema: 1\nenv: hopper\nppo: {gamma: 0.5}\n"
-    assert parse_options(text, Path("config.yaml")) == TrainOptions(env="hopper", learner=PPOConfig(gamma=0.5))
+    assert parse_options(text, Path("config.yaml"), TrainOptions) == TrainOptions(
+        env="hopper", learner=PPOConfig(gamma=0.5)
+    )
     text = b"schema: 1\nalgorithm: trpo\ntrpo: {max_kl: 0.5}\n"
     trpo = TrainOptions(algorithm="trpo", learner=TRPOConfig(max_kl=0.5))
-    assert parse_options(text, Path("config.yaml")) == trpo
+    assert parse_options(text, Path("config.yaml"), TrainOptions) == trpo
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_what_is_missing_takes_its_default() -> None:
 def test_a_wrong_value_is_named(name: Any, value: Any, fragment: str) -> None:
     text = yaml.safe_dump(to_plain(TrainOptions()) | {name: value})
     with pytest.raises(ConfigError, match=fragment):
-        parse_options(text.encode(), Path("config.yaml"))
+        parse_options(text.encode(), Path("config.yaml"), TrainOptions)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +89,13 @@ def test_a_configuration_that_is_none_is_refused(
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=fragment):
-        read_options(path)
+        read_options(path, TrainOptions)
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.yaml is missing; is this the folder of a run"):
-        read_options(tmp_path / "config.yaml")
+        read_options(tmp_path / "config.yaml", TrainOptions)
 
 
 def test_the_file_is_plain_yaml() -> None:

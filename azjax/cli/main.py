@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a policy: azjax train ENV [--backend B] [--steps N] [--seed S] [--run DIR] ...",
     "sweep": "train many at once: azjax sweep ENV [--gamma 0.97,0.99] [--learning-rate log:1e-4..1e-2] [--seeds N] ...",
     "tune": "search for hyperparameters: azjax tune ENV [--learning-rate log:1e-4..1e-2] [--trials N] [--seeds N] ...",
+    "selfplay": "have an agent propose its own tasks: azjax selfplay ENV [--tasks T,T] [--proposer P] ...",
     "resume": "go on with a run that was interrupted, or make it longer: azjax resume DIR [--steps N]",
     "evaluate": "play full episodes with a trained policy: azjax evaluate DIR [--episodes N] ...",
     "compare": "compare runs in the terminal: azjax compare RUN [RUN ...] [--json] ...",

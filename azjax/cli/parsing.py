@@ -25,7 +25,7 @@ _PLAINLY = (
     (r"Error parsing (\S+): no type matching {None}\|(\S+) .*? from \[(.*?)\].*", r"\1 is \3; it must be None or \2"),
     (r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
      r"\1 is \2; it must be whole numbers with spaces between"),
-    (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\)\.", r"\2 is \1; it must be one of \3"),
+    (r"invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\) ?\.", r"\2 is \1; it must be one of \3"),
     (r"Missing value for argument '(?:-\w/)?(--\S+)'.*", r"\1 needs a value"),
 )  # fmt: skip
 

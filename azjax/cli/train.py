@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from azjax.cli.parsing import flags_of, parse
@@ -101,9 +101,9 @@ def read_command(args: Sequence[str], prog: str) -> CommandOptions:
 
     ``--help`` shows the preset's values as defaults of the environment that is named beside it.
     """
-    algorithm = _algorithm(args)
+    algorithm = chosen_algorithm(args)
     flags = FLAGS.get(algorithm, PPOTrainOptions)
-    _check_owner(args, algorithm, flags, prog)
+    check_owner(args, algorithm, FLAGS, flags, prog)
     help_flags = [a for a in args if a in ("-h", "--help")]
     chosen = parse(flags, [a for a in args if a not in help_flags], prog=prog)
     if chosen.preset is None:
@@ -113,7 +113,7 @@ def read_command(args: Sequence[str], prog: str) -> CommandOptions:
     return parse(flags, args, prog=prog, default=flags(**vars(preset)))
 
 
-def _algorithm(args: Sequence[str]) -> str:
+def chosen_algorithm(args: Sequence[str]) -> str:
     """What the command line names as the algorithm: it decides which flags there are."""
     chosen = "ppo"
     for word, following in itertools.zip_longest(args, args[1:], fillvalue=""):
@@ -123,10 +123,18 @@ def _algorithm(args: Sequence[str]) -> str:
     return chosen
 
 
-def _check_owner(args: Sequence[str], algorithm: str, flags: type[TrainOptions], prog: str) -> None:
-    """Raises ``ConfigError`` for a flag that only another algorithm has."""
+def check_owner(args: Sequence[str], algorithm: str, of_algorithms: Mapping[str, type], flags: type, prog: str) -> None:
+    """Raises ``ConfigError`` for a flag that only another algorithm has.
+
+    Args:
+      args: the command line.
+      algorithm: that it names.
+      of_algorithms: the flags of every algorithm.
+      flags: those of this one.
+      prog: the command.
+    """
     for word in args:
         flag = word.partition("=")[0].replace("_", "-")
-        owners = [name for name, other in FLAGS.items() if flag in flags_of(other)]
+        owners = [name for name, other in of_algorithms.items() if flag in flags_of(other)]
         if owners and flag not in flags_of(flags):
             raise ConfigError(f"{flag} is an option of {owners[0]}, not of {algorithm}; see {prog} --help")

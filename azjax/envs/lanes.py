@@ -171,13 +171,20 @@ def group_size(lanes: int) -> int:
     return math.gcd(lanes, 1 << (largest.bit_length() - 1))
 
 
-def check_division(lanes: int, devices: int) -> None:
-    """Raises ``ValueError`` unless the lanes can be divided among the devices in whole groups."""
-    group = group_size(lanes)
+def check_division(lanes: int, devices: int, group: int | None = None) -> None:
+    """Raises ``ValueError`` unless the lanes can be divided among the devices in whole groups.
+
+    Args:
+      lanes: of all devices together.
+      devices: how many there are.
+      group: consecutive lanes that must stay together; default those that share a pool of initial states.
+    """
+    group = group_size(lanes) if group is None else group
+    multiple = math.lcm(LARGEST_GROUP, group) * devices
     require(
         lanes // group % devices == 0,
         f"{lanes} lanes can't be divided among {devices} devices in whole groups of {group}; "
-        f"use a multiple of {LARGEST_GROUP * devices} lanes",
+        f"use a multiple of {multiple} lanes",
     )
 
 

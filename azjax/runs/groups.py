@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from azjax.algorithms import ALGORITHMS
 from azjax.on_policy import OnPolicyConfig
-from azjax.runs.options import TrainOptions, flat_options
+from azjax.runs.options import RunOptions, TrainOptions, flat_options
 from azjax.runs.results import Plain, Run
+from azjax.runs.selfplay_options import SelfPlayOptions
 
 # What differs between seeds of one configuration: where and how a run is kept and shown, not what it computes.
 NEUTRAL = frozenset({
-    "schema", "seed", "run", "quiet", "cache", "updates_per_call", "checkpoint_seconds", "keep_checkpoints",
+    "schema", "kind", "seed", "run", "quiet", "cache", "updates_per_call", "checkpoint_seconds", "keep_checkpoints",
     "tensorboard", "wandb",
 })  # fmt: skip
 # What is filled in from other options where it is left to be chosen.
@@ -58,10 +59,15 @@ def group_runs(runs: Sequence[Run]) -> list[Task]:
     same change has the same label on all of them; what differs between algorithms only is told by their names.
     """
     tasks: dict[tuple[str, str], dict[tuple[tuple[str, Plain], ...], list[Run]]] = {}
-    defaults = {name: _defaults(algorithm.config) for name, algorithm in ALGORITHMS.items()}
+    kinds = {False: TrainOptions(), True: SelfPlayOptions()}
+    defaults = {
+        (selfplay, name): _defaults(options, algorithm.config)
+        for selfplay, options in kinds.items()
+        for name, algorithm in ALGORITHMS.items()
+    }
     order = {name: place for place, name in enumerate(dict.fromkeys(n for own in defaults.values() for n in own))}
     for run in runs:
-        own = defaults.get(str(run.options.get("algorithm")), defaults["ppo"])
+        own = defaults.get((run.selfplay, str(run.options.get("algorithm"))), defaults[run.selfplay, "ppo"])
         options = {k: v for k, v in (own | dict(run.options)).items() if k not in NEUTRAL | {"env", "backend"}}
         key = tuple(sorted(options.items(), key=lambda item: _place(order, item[0])))
         tasks.setdefault((run.env, run.backend), {}).setdefault(key, []).append(run)
@@ -112,8 +118,8 @@ def _key(value: Plain) -> tuple[str, Plain]:
     return ("number" if type(value) in (int, float) else type(value).__name__, value)
 
 
-def _defaults(config: type[OnPolicyConfig]) -> dict[str, Plain]:
-    options = dataclasses.replace(TrainOptions(), learner=config())
+def _defaults(options: RunOptions, config: type[OnPolicyConfig]) -> dict[str, Plain]:
+    options = dataclasses.replace(options, learner=config())
     return {k: tuple(v) if isinstance(v, list) else v for k, v in flat_options(options).items()}
 
 

@@ -12,7 +12,12 @@ from azjax.config import ConfigError, require
 from azjax.runs.reading import parse_yaml, read_limited
 
 # A module of each kind has ``resume(path, *, steps, devices, quiet)``.
-MODULES = {"train": "azjax.runs.resume", "sweep": "azjax.runs.sweeps", "tune": "azjax.runs.tune"}
+MODULES = {
+    "train": "azjax.runs.resume",
+    "sweep": "azjax.runs.sweeps",
+    "tune": "azjax.runs.tune",
+    "selfplay": "azjax.runs.selfplay",
+}
 SWEEP, TUNE = "sweep.yaml", "tune.yaml"
 """Sweeps and searches have their configuration under these names; ``config.yaml`` is one run's."""
 _LARGEST_CONFIG = 1 << 20

@@ -7,7 +7,7 @@ import importlib.resources
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 import yaml
@@ -24,11 +24,14 @@ from azjax.runs.reading import parse_yaml, read_limited
 SCHEMA = 1
 _LARGEST_CONFIG = 1 << 20
 AlgorithmName = Literal["ppo", "trpo"]
+OptionsT = TypeVar("OptionsT", bound="RunOptions")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Options of one training run."""
+class RunOptions:
+    """What runs of every kind that trains a policy have in common."""
+
+    kind: ClassVar[str]
 
     env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = "ant"
     """Environment to train on; `azjax envs` lists them."""
@@ -42,24 +45,10 @@ class TrainOptions:
     """Seed of everything random."""
     run: Path | None = None
     """Folder for the results; must be new or empty. Default: runs/ENV-ALGORITHM-SEED-TIME."""
-    lanes: int = 512
-    """Environments in parallel, on all devices together."""
-    rollout_length: int = 16
-    """Decisions of each lane per update."""
     action_repeat: int = 1
     """Environment steps per decision."""
-    episode_length: int = 1000
-    """Time limit of an episode in environment steps."""
-    reset_pool: int | None = None
-    """Fresh initial states that each update prepares. Default: one for 32 environment steps, at least 32."""
-    stagger: bool = True
-    """Random time limits of the lanes' first episodes, so that they don't all reach the time limit together."""
-    randomize: bool = False
-    """Draw friction, mass and motor strength anew for each episode."""
     evaluations: int = 5
     """Evaluations spread over the run, at most one a call; the last one comes after the last update."""
-    evaluation_episodes: int = 64
-    """Full episodes of each evaluation."""
     devices: int | None = None
     """Devices to use. Default: as many as lanes and minibatches can be divided among; a CPU has one a core."""
     updates_per_call: int | None = None
@@ -85,48 +74,51 @@ class TrainOptions:
 
     @property
     def env_steps_per_update(self) -> int:
-        """Environment steps of all lanes in one update."""
-        return self.lanes * self.rollout_length * self.action_repeat
+        """Environment steps in which the lanes of one update are trained."""
+        raise NotImplementedError
 
     @property
     def updates(self) -> int:
         """Updates of the run: the first count that reaches ``steps``."""
-        return -(-self.steps // self.env_steps_per_update)
+        raise NotImplementedError
+
+    def steps_after(self, updates: int) -> int:
+        """Environment steps behind so many updates."""
+        raise NotImplementedError
+
+    def check_devices(self, devices: int) -> None:
+        """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
+        raise NotImplementedError
 
     @property
     def total_steps(self) -> int:
         """Environment steps at which training stops."""
-        return self.updates * self.env_steps_per_update
+        return self.steps_after(self.updates)
 
-    def validate(self) -> None:
-        """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
-        check_env_name(self.env, default_backend(self.env) if self.backend is None else self.backend)
+    def validate_common(self) -> None:
+        """Raises ``ConfigError`` for the first option of these that makes no sense by itself."""
         for name, choices in (("algorithm", get_args(AlgorithmName)), ("vectorize", ("minor", "vmap"))):
             value = getattr(self, name)
             require(value in choices, f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-        for name, most in (
-            ("steps", 2**53),
-            ("lanes", 2**30),
-            ("rollout_length", 2**30),
-            ("action_repeat", 2**30),
-            ("episode_length", 2**30),
-            ("evaluations", 2**30),
-            ("evaluation_episodes", 2**24),
-        ):
+        for name, most in (("steps", 2**53), ("action_repeat", 2**30), ("evaluations", 2**30)):
             require_number(name, getattr(self, name), 1, most)
         require_number("seed", self.seed, 0, 2**32 - 1)
         require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0, 1e9)
         require_number("keep_checkpoints", self.keep_checkpoints, 1, 2**20)
         require(self.wandb != "", "wandb is ''; name a project, or leave it out")
-        require(
-            self.env_steps_per_update < 2**31,
-            f"an update of {self.env_steps_per_update} environment steps is too long; "
-            "lanes x rollout-length x action-repeat must stay below 2^31",
-        )
-        check_lengths(self.lanes, self.episode_length, self.env_steps_per_update)
-        for name in ("reset_pool", "devices", "updates_per_call"):
+        for name in ("devices", "updates_per_call"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name), 1, 2**30)
+
+    def validate_learner(self) -> None:
+        """Raises ``ConfigError`` unless the learner is as it should be, and devices and calls divide the work.
+
+        What comes last: the numbers that this depends on make sense.
+        """
         expected = ALGORITHMS[self.algorithm].config
         require(
             type(self.learner) is expected,
@@ -143,15 +135,19 @@ class TrainOptions:
             f"({self.env_steps_per_update} steps each); change it, or leave it out",
         )
 
-    def check_devices(self, devices: int) -> None:
-        """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""
-        check_division(self.lanes, devices)
-        decisions = self.lanes * self.rollout_length // devices
+    def check_minibatches(self, lanes: int, decisions: int, devices: int, length: str) -> None:
+        """Raises ``ConfigError`` unless the decisions of an update can be cut into minibatches on every device.
+
+        Args:
+          lanes: of all devices.
+          decisions: of each lane.
+          devices: how many.
+          length: the option to change.
+        """
         require(
-            decisions % self.learner.batch_divisor == 0,
-            f"{self.lanes} lanes x {self.rollout_length} decisions on {devices} device{'s' * (devices > 1)} "
-            f"can't be cut into {self.learner.batch_divisor} equal minibatches; change lanes, rollout-length or "
-            "minibatches",
+            lanes * decisions // devices % self.learner.batch_divisor == 0,
+            f"{lanes} lanes x {decisions} decisions on {devices} device{'s' * (devices > 1)} "
+            f"can't be cut into {self.learner.batch_divisor} equal minibatches; change {length} or minibatches",
         )
 
     def fits(self, devices: int) -> bool:
@@ -161,6 +157,68 @@ class TrainOptions:
         except ConfigError:
             return False
         return True
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Options of one training run."""
+
+    kind: ClassVar[str] = "train"
+
+    lanes: int = 512
+    """Environments in parallel, on all devices together."""
+    rollout_length: int = 16
+    """Decisions of each lane per update."""
+    episode_length: int = 1000
+    """Time limit of an episode in environment steps."""
+    reset_pool: int | None = None
+    """Fresh initial states that each update prepares. Default: one for 32 environment steps, at least 32."""
+    stagger: bool = True
+    """Random time limits of the lanes' first episodes, so that they don't all reach the time limit together."""
+    randomize: bool = False
+    """Draw friction, mass and motor strength anew for each episode."""
+    evaluation_episodes: int = 64
+    """Full episodes of each evaluation."""
+
+    @property
+    def env_steps_per_update(self) -> int:
+        """Environment steps of all lanes in one update."""
+        return self.lanes * self.rollout_length * self.action_repeat
+
+    @property
+    def updates(self) -> int:
+        """Updates of the run: the first count that reaches ``steps``."""
+        return -(-self.steps // self.env_steps_per_update)
+
+    def steps_after(self, updates: int) -> int:
+        """Environment steps behind so many updates."""
+        return updates * self.env_steps_per_update
+
+    def validate(self) -> None:
+        """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
+        check_env_name(self.env, default_backend(self.env) if self.backend is None else self.backend)
+        self.validate_common()
+        for name, most in (
+            ("lanes", 2**30),
+            ("rollout_length", 2**30),
+            ("episode_length", 2**30),
+            ("evaluation_episodes", 2**24),
+        ):
+            require_number(name, getattr(self, name), 1, most)
+        require(
+            self.env_steps_per_update < 2**31,
+            f"an update of {self.env_steps_per_update} environment steps is too long; "
+            "lanes x rollout-length x action-repeat must stay below 2^31",
+        )
+        check_lengths(self.lanes, self.episode_length, self.env_steps_per_update)
+        if self.reset_pool is not None:
+            require_number("reset_pool", self.reset_pool, 1, 2**30)
+        self.validate_learner()
+
+    def check_devices(self, devices: int) -> None:
+        """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""
+        check_division(self.lanes, devices)
+        self.check_minibatches(self.lanes, self.rollout_length, devices, "lanes, rollout-length")
 
 
 def resolve(options: TrainOptions) -> TrainOptions:
@@ -233,12 +291,12 @@ def read_preset(path: Path, env: str, backend: str | None, algorithm: AlgorithmN
     require(isinstance(own, dict), f"{path} has presets for {known[:200]}, not for {env}; name another file")
     options = TrainOptions(env=env, backend=backend, algorithm=algorithm, learner=ALGORITHMS[algorithm].config())
     plain = to_plain(with_changes(options, own or {}))
-    return dataclasses.replace(options_from_plain(plain), run=None)
+    return dataclasses.replace(options_from_plain(plain, TrainOptions), run=None)
 
 
-def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOptions:
+def with_changes(options: OptionsT, changes: Mapping[str, Any]) -> OptionsT:
     """The options with some fields changed; fields of the learner's configuration stand beside the others."""
-    own = {field.name for field in dataclasses.fields(TrainOptions)} - {"learner"}
+    own = {field.name for field in dataclasses.fields(options)} - {"learner"}
     learner = {field.name for field in dataclasses.fields(options.learner)}
     for name in changes:
         known = sorted(own | learner)
@@ -249,37 +307,38 @@ def with_changes(options: TrainOptions, changes: Mapping[str, Any]) -> TrainOpti
     return dataclasses.replace(options, learner=dataclasses.replace(options.learner, **of_learner), **of_run)
 
 
-def to_plain(options: TrainOptions) -> dict[str, Any]:
+def to_plain(options: RunOptions) -> dict[str, Any]:
     """The options as plain data for a YAML or JSON file; the learner's are below the name of the algorithm."""
     data = dataclasses.asdict(options)
     data["run"] = None if options.run is None else str(options.run)
     learner = {k: list(v) if isinstance(v, tuple) else v for k, v in data.pop("learner").items()}
-    return {"schema": SCHEMA, **data, options.algorithm: learner}
+    kind = {} if options.kind == TrainOptions.kind else {"kind": options.kind}
+    return {"schema": SCHEMA, **kind, **data, options.algorithm: learner}
 
 
-def flat_options(options: TrainOptions) -> dict[str, Any]:
+def flat_options(options: RunOptions) -> dict[str, Any]:
     """The options by name, those of the learner beside the others."""
     plain = to_plain(options)
     learner = plain.pop(options.algorithm)
     return plain | learner
 
 
-def to_yaml(options: TrainOptions) -> str:
+def to_yaml(options: RunOptions) -> str:
     """The text of ``config.yaml``."""
     return yaml.safe_dump(to_plain(options), sort_keys=False)
 
 
-def read_options(path: Path) -> TrainOptions:
+def read_options(path: Path, cls: type[OptionsT]) -> OptionsT:
     """The options in a ``config.yaml``.
 
     Raises:
       ConfigError: if the file is missing or damaged, of another schema, or holds what no option can be.
     """
-    return parse_options(read_limited(path, _LARGEST_CONFIG), path)
+    return parse_options(read_limited(path, _LARGEST_CONFIG), path, cls)
 
 
-def parse_options(content: bytes, path: Path) -> TrainOptions:
-    """The options in the text of a ``config.yaml``; ``path`` is for the messages."""
+def parse_options(content: bytes, path: Path, cls: type[OptionsT]) -> OptionsT:
+    """The options in the text of a ``config.yaml`` of a kind of run; ``path`` is for the messages."""
     try:
         data = parse_yaml(content)
     except ValueError as error:
@@ -287,21 +346,23 @@ def parse_options(content: bytes, path: Path) -> TrainOptions:
     schema = data.get("schema") if isinstance(data, dict) else None
     require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
     try:
-        return options_from_plain(data)
+        return options_from_plain(data, cls)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; use another copy of it, or the version that wrote it") from error
 
 
-def options_from_plain(data: Any) -> TrainOptions:
-    """The options in plain data; see ``to_plain``.
+def options_from_plain(data: Any, cls: type[OptionsT]) -> OptionsT:
+    """The options of a kind of run in plain data; see ``to_plain``.
 
     Raises:
       ConfigError: for what no option can be.
     """
     require(isinstance(data, dict), f"{reprlib.repr(data)} stands where options should be")
-    rest = {name: value for name, value in data.items() if name != "schema"}
+    rest = {name: value for name, value in data.items() if name not in ("schema", "kind")}
+    kind = data.get("kind", TrainOptions.kind)
+    require(kind == cls.kind, f"its kind is {reprlib.repr(kind)}, not {cls.kind!r}")
     algorithm = rest.get("algorithm", "ppo")
     require(algorithm in get_args(AlgorithmName), f"algorithm is {reprlib.repr(algorithm)}")
     learner = from_plain(ALGORITHMS[algorithm].config, rest.pop(algorithm, {}))
     require("learner" not in rest, "unknown option 'learner'")
-    return dataclasses.replace(from_plain(TrainOptions, rest), learner=learner)
+    return dataclasses.replace(from_plain(cls, rest), learner=learner)

@@ -23,6 +23,8 @@ from azjax.runs.arrays import named_leaves
 from azjax.runs.folder import replacing, to_json
 from azjax.runs.plain import check_types, from_plain
 from azjax.runs.reading import check_file, read_json
+from azjax.selfplay.bodies import task_env_by_name
+from azjax.selfplay.tasks import PREFIX
 from azjax.types import ActFn, Params
 
 SCHEMA = 1
@@ -126,12 +128,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ConfigError(f"{path / 'policy.json'} does not describe a policy: {reason}; {_MEND}") from error
     repeat, digest = description["action_repeat"], description["params_sha256"]
-    env = make_env(
-        description["env"],
-        description["backend"],
-        episode_length=description["episode_length"],
-        randomize=description["randomize"],
-    )
+    env = _environment(description)
     for name, space in _describe_spaces(env).items():
         found = description.get(name)
         require(
@@ -142,12 +139,25 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     shapes = jax.eval_shape(
         lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
     )
-    params = _fill(shapes, _read_arrays(path / "policy.npz"), path / "policy.npz")
+    params = _fill(shapes, read_arrays(path / "policy.npz"), path / "policy.npz")
     require(
         params_sha256(params) == digest,
         f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}",
     )
     return LoadedPolicy(learner.act, params, env, repeat, description, config)
+
+
+def _environment(description: dict[str, Any]) -> Environment:
+    """What the policy acts in."""
+    name, backend, length = (description[key] for key in ("env", "backend", "episode_length"))
+    if not name.startswith(PREFIX):
+        return make_env(name, backend, episode_length=length, randomize=description["randomize"])
+    env = task_env_by_name(name, backend)
+    require(
+        length == env.episode_length and not description["randomize"],
+        f"policy.json: the tasks of {name} last {env.episode_length} steps, not {length}; {_MEND}",
+    )
+    return env
 
 
 def _describe_spaces(env: Environment) -> dict[str, Any]:
@@ -184,19 +194,24 @@ def _read_description(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that a stranger may have written.
+
+    Raises:
+      ConfigError: if it can't be read, or unpacks to more than a policy may be.
+    """
     check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        require(size <= _LARGEST_NPZ, f"{path} unpacks to {size} bytes; it is no policy")
+        require(size <= _LARGEST_NPZ, f"{path} unpacks to {size} bytes; that is too large")
         with np.load(path, allow_pickle=False) as archive:
             # An entry that is no array at all comes back as its bytes.
             return {name: np.asarray(archive[name]) for name in archive.files}
     except ConfigError:
         raise
     except Exception as error:  # the list of what zipfile, zlib and numpy raise on damaged data is long
-        raise ConfigError(f"{path} can't be read as a policy: {error}; {_MEND}") from error
+        raise ConfigError(f"{path} can't be read: {error}; {_MEND}") from error
 
 
 def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:

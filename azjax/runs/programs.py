@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -18,7 +18,7 @@ from azjax.envs import Environment, make_env
 from azjax.envs.lanes import choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator
 from azjax.runs import machine
-from azjax.runs.options import TrainOptions
+from azjax.runs.options import RunOptions, TrainOptions
 from azjax.runs.replay import has_scene
 from azjax.training import CompiledTrainer, Metrics, Trainer, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     seconds: float  # spent on tracing so far
 
 
-def choose_devices(options: TrainOptions) -> int:
+def choose_devices(options: RunOptions) -> int:
     """The number of devices to use: those asked for, or as many as lanes and minibatches can be divided among."""
     available = jax.device_count()
     if options.devices is not None:
@@ -82,7 +82,28 @@ def as_used(options: TrainOptions, devices: int) -> TrainOptions:
     )
 
 
-def check_memory(options: TrainOptions, env: Environment) -> None:
+class RolloutSize(Protocol):
+    """How large a rollout is."""
+
+    @property
+    def lanes(self) -> int:
+        """On all devices together."""
+        ...
+
+    @property
+    def rollout_length(self) -> int:
+        """Decisions of each of them."""
+        ...
+
+    @property
+    def devices(self) -> int | None:
+        """That share the lanes."""
+        ...
+
+
+def check_memory(
+    options: RolloutSize, env: Environment, mend: str = "use fewer lanes or a shorter rollout-length"
+) -> None:
     """Raises ``ConfigError`` if one rollout alone is larger than the memory that is free."""
     free = machine.free_memory(jax.devices()[: options.devices])
     observation = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(env.observation_spec))
@@ -91,7 +112,7 @@ def check_memory(options: TrainOptions, env: Environment) -> None:
     require(
         free is None or need <= free,
         f"a rollout of {options.lanes} lanes x {options.rollout_length} decisions takes {need / 2**30:.1f} GiB or "
-        f"more, and {(free or 0) / 2**30:.1f} GiB of memory are free; use fewer lanes or a shorter rollout-length",
+        f"more, and {(free or 0) / 2**30:.1f} GiB of memory are free; {mend}",
     )
 
 
@@ -159,7 +180,7 @@ def build(plan: Plan) -> Programs:
     return result._replace(seconds=plan.seconds + time.monotonic() - start)
 
 
-def updates_per_look(options: TrainOptions) -> int:
+def updates_per_look(options: RunOptions) -> int:
     """Updates per call: few enough for about a second each on a CPU, and for every evaluation to come in its turn."""
     guess = 20_000.0 if jax.devices()[0].platform == "cpu" else 500_000.0
     most = max(1, int(_SECONDS_PER_LOOK * guess / options.env_steps_per_update))

@@ -26,7 +26,10 @@ from azjax.runs.markup import Html, element, join
 from azjax.runs.reading import read_limited
 from azjax.runs.replay import read_replay, replay_page, viewer_sources
 from azjax.runs.results import REPLAY, Curve, Run
+from azjax.runs.selfplay_options import types_of
+from azjax.runs.selfplay_pictures import picture_section
 from azjax.runs.tables import Table
+from azjax.selfplay.bodies import task_family
 from azjax.statistics import summarize_curves
 
 _LARGEST_REPLAY = 1 << 24
@@ -102,9 +105,38 @@ def _task(result: TaskResult, tasks: int) -> Iterator[Html]:
         yield _table(tables.option_table(result))
     common = "Configuration" if len(groups) == 1 else "What the configurations have in common"
     yield _folded(common, tables.common_options(result))
+    yield from _task_spaces(groups)
     yield element("h3", "Replays")
-    yield element("p", "The first episode of the last evaluation of each configuration's best seed.", class_="note")
+    shown = "The first episode of the last evaluation of each configuration's best seed."
+    if any(run.selfplay for group in groups for run in group.runs):
+        shown = "Hardest solved tasks of each configuration's best seed, a type each: their neighbours succeed least."
+    yield element("p", shown, class_="note")
     yield _replays(result, opened=tasks * len(groups) <= _MOST_OPEN_REPLAYS)
+
+
+def _task_spaces(groups: Sequence[Group]) -> Iterator[Html]:
+    """Heat maps and curves of each configuration of self-play, of its best seed."""
+    for index, group in enumerate(groups):
+        runs = [run for run in _best_first(group) if run.selfplay]
+        if not runs:
+            continue
+        yield element("h3", charts.swatch(index), f"Task space of {group.label}, seed {runs[0].seed}")
+        try:
+            family = task_family(str(runs[0].options["env"]), types_of(str(runs[0].options.get("tasks", ""))))
+        except ConfigError as error:
+            yield element("p", f"Its tasks are unknown: {error}.", class_="note")
+            continue
+        yield picture_section(runs[0].folder, runs[0].records, family)
+
+
+def _best_first(group: Group) -> list[Run]:
+    return sorted(group.counted, key=lambda run: -(run.final_return or 0.0))
+
+
+def _replay_files(run: Run) -> list[Path]:
+    """Its replays: one, or for self-play one of each type of task."""
+    found = sorted(run.folder.glob("replay-*.html"))[:_MOST_OPEN_REPLAYS] if run.selfplay else [run.folder / REPLAY]
+    return [path for path in found if path.exists()]
 
 
 def _provenance(comparison: Comparison) -> Iterator[Html]:
@@ -179,24 +211,25 @@ def _replays(result: TaskResult, *, opened: bool) -> Html:
     """The best run of each configuration that has a replay."""
     shown, missing = [], []
     for index, group in enumerate(result.task.groups):
-        runs = sorted(group.counted, key=lambda run: -(run.final_return or 0.0))
-        best = next((run for run in runs if (run.folder / REPLAY).exists()), None)
+        best = next((run for run in _best_first(group) if _replay_files(run)), None)
         if best is None:
             missing.append(group.label)
             continue
-        caption = f"{group.label}, seed {best.seed}"
-        summary = element("summary", charts.swatch(index), element("span", caption))
-        attributes = {"open": ""} if opened else {}
-        content = _replay(best, f"{result.task.name}, {caption}")
-        shown.append(element("details", summary, content, class_="replay", **attributes))
+        for path in _replay_files(best):
+            kind = path.stem.removeprefix("replay").replace("-", ", ")
+            caption = f"{group.label}, seed {best.seed}{kind}"
+            summary = element("summary", charts.swatch(index), element("span", caption))
+            attributes = {"open": ""} if opened else {}
+            content = _replay(best, path, f"{result.task.name}, {caption}")
+            shown.append(element("details", summary, content, class_="replay", **attributes))
     note = [element("p", f"Without a replay: {', '.join(missing)}.", class_="note")] if missing else []
     return join(element("div", *shown, class_="replays"), *note)
 
 
-def _replay(run: Run, title: str) -> Html:
+def _replay(run: Run, path: Path, title: str) -> Html:
     """A frame in which azjax's own viewer shows the run's replay, or why it can't."""
     try:
-        content = read_limited(run.folder / REPLAY, _LARGEST_REPLAY).decode("utf-8", "replace")
+        content = read_limited(path, _LARGEST_REPLAY).decode("utf-8", "replace")
         page = replay_page(title, read_replay(content))
     except (ConfigError, ValueError) as error:
         return element("p", f"The replay of {run.name} can't be shown: {error}.", class_="note")

@@ -7,6 +7,7 @@ on, or was killed; what it wrote so far is read.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from azjax.runs.reading import check_file, parse_json, parse_yaml, read_limited
 
 Plain = str | int | float | bool | None | tuple[str | int | float | bool | None, ...]
 
+SELFPLAY = "selfplay"
 CONFIG, METRICS, SUMMARY, REPLAY = "config.yaml", "metrics.jsonl", "summary.json", "replay.html"
 _MEND = "leave this run out, or take another copy of it"
 _LARGEST_CONFIG = 1 << 16
@@ -60,11 +62,17 @@ class Run:
     versions: Mapping[str, str]  # empty while unfinished
     devices: Mapping[str, Plain]  # empty while unfinished
     warnings: tuple[str, ...]
+    records: tuple[Mapping[str, float], ...] = ()  # the lines of its metrics, as far as they are read
 
     @property
     def env(self) -> str:
-        """Name of the environment."""
-        return str(self.options["env"])
+        """Name of the environment; of self-play on a body another one than of training it, whose return it isn't."""
+        return f"{'tasks:' if self.selfplay else ''}{self.options['env']}"
+
+    @property
+    def selfplay(self) -> bool:
+        """Whether it was a run of self-play."""
+        return self.options.get("kind") == SELFPLAY
 
     @property
     def backend(self) -> str:
@@ -150,6 +158,7 @@ def read_run(folder: Path) -> Run:
         versions={} if summary is None else summary["versions"],
         devices={} if summary is None else summary["devices"],
         warnings=tuple(warnings),
+        records=tuple(records),
     )
 
 
@@ -232,6 +241,7 @@ def _flat(data: dict[str, Any]) -> dict[str, Plain]:
 
 # ---- metrics.jsonl
 
+_READ_ALL = ("heldout/", "selfplay/", "verification/")
 _READ = ("eval/episode_return_mean", "train/episode_return", "train/episodes", "learner/kl", "learner/value_loss")
 
 
@@ -279,7 +289,8 @@ def _record(data: Any) -> dict[str, float]:
         raise ValueError("it is no JSON object")
     _check_steps(data)
     record = {}
-    for name in ("env_steps", "time/seconds", *(name for name in _READ if name in data)):
+    own = [name for name in itertools.islice(data, _MOST_ENTRIES) if name in _READ or name.startswith(_READ_ALL)]
+    for name in ("env_steps", "time/seconds", *own):
         value = _number(data.get(name))
         if value is None or (value < 0.0 and name == "time/seconds"):
             raise ValueError(f"{name} is missing, or no number that it can be")

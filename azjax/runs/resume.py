@@ -7,15 +7,16 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from azjax.config import ConfigError, require, require_number
 from azjax.runs import hosts, machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
 from azjax.runs.folder import RunFolder, write_text
 from azjax.runs.loop import Position
-from azjax.runs.options import TrainOptions, flat_options, parse_options, read_options, to_yaml
+from azjax.runs.options import OptionsT, RunOptions, TrainOptions, flat_options, parse_options, read_options, to_yaml
 from azjax.runs.plain import from_plain
 from azjax.runs.programs import updates_per_look
 from azjax.runs.reading import read_limited
@@ -23,19 +24,37 @@ from azjax.runs.results import clean
 from azjax.runs.train import RunResult, console_of, prepare, run, start_machine
 
 
+class Kind(NamedTuple):
+    """What a kind of run has of its own when it goes on: its options, and how it is prepared and run."""
+
+    options: type[RunOptions]
+    prepare: Callable[..., Any]  # of resolved options and ``fewer``; has ``options`` and ``compiled``
+    run: Callable[..., Any]
+
+
 def resume(
     path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
 ) -> RunResult:
+    """Goes on with a training run: see ``resume_as``."""
+    result: RunResult = resume_as(Kind(TrainOptions, prepare, run), path, steps=steps, devices=devices, quiet=quiet)
+    return result
+
+
+def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, devices: int | None, quiet: bool) -> Any:
     """Goes on with a run that was interrupted, from its latest checkpoint, or makes a finished one longer.
 
     On the same machine with as many devices and the same versions, the end is bit for bit that of a run that was never
     interrupted.
 
     Args:
+      kind: of the run.
       path: the run's folder.
       steps: environment steps of the whole run, if other than before; a schedule of the learning rate is stretched.
       devices: as for ``train``. Default: as many as before, or as there are if there are fewer; bits may then differ.
       quiet: print only the summary.
+
+    Returns:
+      What the kind's ``run`` does.
 
     Raises:
       ConfigError: if the folder holds no run, or one that this can't go on with.
@@ -43,7 +62,7 @@ def resume(
     """
     start = time.monotonic()
     folder = RunFolder.existing(Path(path))
-    before = read_options(folder.file("config.yaml"))
+    before = read_options(folder.file("config.yaml"), kind.options)
     options = dataclasses.replace(before, run=folder.path, quiet=quiet)
     start_machine(options, options.fits)
     claim = folder.claimed() if hosts.is_first() else contextlib.nullcontext()
@@ -59,7 +78,7 @@ def resume(
         if devices is not None:
             options = dataclasses.replace(options, devices=devices)
         options.validate()
-        prepared = prepare(options, fewer=devices is None)
+        prepared = kind.prepare(options, fewer=devices is None)
         options = prepared.options
         found = checkpoints.restore(prepared.compiled.state)
         position = Position() if found is None else read_position(found, folder)
@@ -74,10 +93,10 @@ def resume(
             write_text(folder.file("config.yaml"), to_yaml(options))
         position.clock.count_from(start)
         console.total_steps = options.total_steps
-        return run(prepared, folder, found, position, checkpoints, console)
+        return kind.run(prepared, folder, found, position, checkpoints, console)
 
 
-def lengthened(options: TrainOptions, steps: int, saved: Sequence[int]) -> TrainOptions:
+def lengthened(options: OptionsT, steps: int, saved: Sequence[int]) -> OptionsT:
     """The options with another number of environment steps, and what depends on it.
 
     Calls must end where every checkpoint was made, since each of them may be the one to go on from.
@@ -109,7 +128,7 @@ def read_position(found: Restored, folder: RunFolder) -> Position:
 
 
 def check_goes_on(
-    folder: RunFolder, before: TrainOptions, options: TrainOptions, found: Restored | None, position: Position
+    folder: RunFolder, before: RunOptions, options: RunOptions, found: Restored | None, position: Position
 ) -> None:
     """Raises ``ConfigError`` where going on would lose results, or would not be what the configuration says."""
     if found is None:
@@ -122,7 +141,9 @@ def check_goes_on(
             "another run",
         )
         return
-    changed = differing_options(parse_options(str(found.record.get("config")).encode(), folder.path), before)
+    changed = differing_options(
+        parse_options(str(found.record.get("config")).encode(), folder.path, type(before)), before
+    )
     require(
         not changed,
         f"{folder.file('config.yaml')} was changed since the checkpoint: {', '.join(changed)}; change it back, or "
@@ -131,7 +152,7 @@ def check_goes_on(
     require(
         position.update <= options.updates,
         f"steps is {options.steps}, but run {folder.path} has trained "
-        f"{position.update * options.env_steps_per_update} already; ask for more, or start another run",
+        f"{options.steps_after(position.update)} already; ask for more, or start another run",
     )
     per_call = options.updates_per_call or 1
     require(
@@ -148,13 +169,13 @@ _MAY_CHANGE = frozenset({
 })  # fmt: skip
 
 
-def differing_options(then: TrainOptions, now: TrainOptions) -> list[str]:
+def differing_options(then: RunOptions, now: RunOptions) -> list[str]:
     """Options that must not change within a run and did, as ``name then -> now``."""
     pairs = zip(flat_options(then).items(), flat_options(now).values(), strict=True)
     return [f"{name} {old} -> {new}" for (name, old), new in pairs if old != new and name not in _MAY_CHANGE]
 
 
-def what_differs(before: TrainOptions, options: TrainOptions, found: Restored | None) -> list[str]:
+def what_differs(before: RunOptions, options: RunOptions, found: Restored | None) -> list[str]:
     """What the user should know of a resumed run, a line each."""
     if found is None:
         return [f"{options.run} has no checkpoint; training starts anew"]

@@ -344,7 +344,7 @@ def from_text(text: str, path: Path) -> Sweep:
         require(schema == SCHEMA, f"it has schema {schema!r}, this azjax reads {SCHEMA}")
         require(isinstance(members, list) and all(isinstance(m, dict) for m in members), "members are no list")
         require(type(chunk) is int, f"chunk is {chunk!r}")
-        base = options_from_plain(data.get("base"))
+        base = options_from_plain(data.get("base"), TrainOptions)
     except ValueError as error:
         raise ConfigError(f"{path} describes no sweep: {error}; {_MEND}") from error
     plain = [{str(k): tuple(v) if isinstance(v, list) else v for k, v in own.items()} for own in members]

@@ -21,7 +21,7 @@ from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder, check_free, write_text
 from azjax.runs.loop import Clock, Position
-from azjax.runs.options import TrainOptions, resolve, to_yaml
+from azjax.runs.options import OptionsT, RunOptions, TrainOptions, resolve, to_yaml
 from azjax.runs.policy import save_policy
 from azjax.runs.programs import Plan, Programs, build, choose_devices, describe, plan
 from azjax.runs.records import evaluation_line, evaluation_record, first_episodes, training_record
@@ -58,6 +58,19 @@ def train(options: TrainOptions) -> RunResult:
     clock = Clock()
     options = resolve(options)
     options.validate()
+    result: RunResult = start(options, prepare, run, clock)
+    return result
+
+
+def start(options: OptionsT, prepare: Callable[[OptionsT], Any], run: Callable[..., Any], clock: Clock) -> Any:
+    """Starts a run of any kind in a new folder.
+
+    Args:
+      options: resolved and valid.
+      prepare: traces the programs; what it returns has ``options``, as they are used, and ``compiled``.
+      run: takes it from there: prepared, folder, checkpoint, position, checkpoints, console.
+      clock: that has been running since the start.
+    """
     start_machine(options, options.fits)
     path = options.run or default_folder(options)
     with hosts.folder_to_write(path) as place:
@@ -76,7 +89,7 @@ def train(options: TrainOptions) -> RunResult:
             return run(prepared, folder, None, Position(clock=clock), checkpoints, console)
 
 
-def console_of(options: TrainOptions) -> RunConsole:
+def console_of(options: RunOptions) -> RunConsole:
     """What shows the run, if this process is the first."""
     return RunConsole(options.total_steps, quiet=options.quiet, silent=not hosts.is_first())
 
@@ -88,12 +101,17 @@ def prepare(options: TrainOptions, *, fewer: bool = False) -> Plan:
       options: resolved.
       fewer: take as many devices as there are if the options ask for more.
     """
+    return plan(options, settle(options, fewer=fewer))
+
+
+def settle(options: RunOptions, *, fewer: bool) -> int:
+    """How many devices to use; arguments as of ``prepare``."""
     if fewer and options.devices is not None and options.devices > jax.device_count():
         options = dataclasses.replace(options, devices=None)
-    return plan(options, choose_devices(options))
+    return choose_devices(options)
 
 
-def start_machine(options: TrainOptions, fits: Callable[[int], bool]) -> None:
+def start_machine(options: RunOptions, fits: Callable[[int], bool]) -> None:
     """Settles what must be settled before JAX starts.
 
     Args:
@@ -200,7 +218,7 @@ def policy_settings(options: TrainOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("episode_length", "action_repeat", "randomize")}
 
 
-def default_folder(options: TrainOptions) -> Path:
+def default_folder(options: RunOptions) -> Path:
     """``runs/ENV-ALGORITHM-SEED-TIME`` below the current folder."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-{options.seed}-{stamp}"

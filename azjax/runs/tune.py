@@ -256,7 +256,7 @@ def from_text(text: str, path: Path) -> Search:
         data = parse_yaml(text.encode())
         require(isinstance(data, dict), "it holds no mapping")
         require(data.get("schema") == SCHEMA, f"it has schema {data.get('schema')!r}, this azjax reads {SCHEMA}")
-        base = options_from_plain(data.get("base"))
+        base = options_from_plain(data.get("base"), TrainOptions)
         space, numbers = data.get("space"), {name: data.get(name) for name in ("trials", "batch", "seeds")}
         require(isinstance(space, dict) and len(space) > 0, "space is no mapping")
         require(all(type(value) is int for value in numbers.values()), "trials, batch or seeds is no whole number")

@@ -11,9 +11,9 @@ from azjax.envs.brax import BraxEnvironment, load_brax
 from azjax.envs.registry import check_env_name, default_backend
 from azjax.selfplay.pointmass import PointMass
 from azjax.selfplay.spaces import Parameter, TaskFamily, TaskSpace
-from azjax.selfplay.tasks import TaskEnvironment, TaskSettings
+from azjax.selfplay.tasks import PREFIX, TaskEnvironment, TaskSettings, steps_of
 
-__all__ = ["BODIES", "make_task_env", "task_family"]
+__all__ = ["BODIES", "episode_length_of", "make_task_env", "task_env_by_name", "task_family", "wider_family"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class _Bounds:
     """How far the tasks of a body go; what they mean is in ``settings``."""
 
     settings: TaskSettings
+    dt: float  # s, an environment step
     distance: tuple[float, float]  # m
     horizon: tuple[float, float]  # s, of goals
     speed: tuple[float, float]  # m/s
@@ -30,12 +31,13 @@ class _Bounds:
     duration: float = 5.0  # s, of the other types
 
 
+_PLANAR = TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True)
 BODIES: dict[str, _Bounds] = {
-    "pointmass": _Bounds(TaskSettings(2.0, 0.5, 0.75, 0.75), (1.0, 10.0), (2.0, 6.0), (0.0, 5.0), 4.0, 4.0),
-    "ant": _Bounds(TaskSettings(2.0, 0.5, 1.0, 1.0), (1.0, 10.0), (2.0, 8.0), (0.0, 5.0), 1.5, 2.0),
-    "hopper": _Bounds(TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True), (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
-    "walker2d": _Bounds(TaskSettings(1.0, 0.25, 0.75, 1.0, planar=True), (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
-    "humanoid": _Bounds(TaskSettings(1.0, 0.5, 0.75, 1.0), (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 1.0, 1.0),
+    "pointmass": _Bounds(TaskSettings(2.0, 0.5, 0.75, 0.75), 0.1, (1.0, 10.0), (2.0, 6.0), (0.0, 5.0), 4.0, 4.0),
+    "ant": _Bounds(TaskSettings(2.0, 0.5, 1.0, 1.0), 0.05, (1.0, 10.0), (2.0, 8.0), (0.0, 5.0), 1.5, 2.0),
+    "hopper": _Bounds(_PLANAR, 0.008, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
+    "walker2d": _Bounds(_PLANAR, 0.008, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 0.0, 1.0),
+    "humanoid": _Bounds(TaskSettings(1.0, 0.5, 0.75, 1.0), 0.015, (0.5, 6.0), (1.0, 5.0), (0.0, 3.0), 1.0, 1.0),
 }
 """Chosen by hand around what a trained policy can do, so that both easy and impossible tasks are inside."""
 
@@ -74,6 +76,73 @@ def task_family(body: str, types: tuple[str, ...] | None = None) -> TaskFamily:
     }
     family = TaskFamily(spaces, {"bearing": bearing, "turn_rate": turn_rate})
     return family if types is None else family.only(types)
+
+
+def episode_length_of(body: str, types: tuple[str, ...] | None = None) -> int:
+    """The time limit of a body's tasks in environment steps, without the body itself being made.
+
+    Raises:
+      ConfigError: as ``task_family``.
+
+    Examples:
+      >>> episode_length_of("ant"), episode_length_of("ant", ("command",))
+      (160, 100)
+    """
+    family = task_family(body, types)
+    return steps_of(family, BODIES[body].dt)
+
+
+def wider_family(family: TaskFamily, share: float = 0.25) -> TaskFamily:
+    """The types of a family with bounds that reach beyond, to see what a policy does outside of what it trained on.
+
+    Every parameter goes on by ``share`` of its range (of its logarithm, for the kind `log`) to where tasks are harder:
+    distances, speeds and pushes upwards, horizons downwards (the time limit stays), the rest to both sides. A bearing
+    is an angle: there is nothing outside.
+
+    Args:
+      family: one of :func:`task_family`'s.
+      share: how far, above 0; a value must not lose its sign or become 0.
+
+    Raises:
+      ConfigError: for bounds that this would make senseless.
+
+    Examples:
+      >>> wider_family(task_family("ant")).spaces["command"].parameters["speed"].high
+      6.25
+    """
+    spaces = {
+        name: TaskSpace({n: _wider(n, p, share) for n, p in space.parameters.items()})
+        for name, space in family.spaces.items()
+    }
+    wider = TaskFamily(spaces, family.others)
+    wider.validate()
+    return wider
+
+
+_ONE_SIDED = {"distance": (0, 1), "speed": (0, 1), "push": (0, 1), "horizon": (1, 0), "bearing": (0, 0)}
+
+
+def _wider(name: str, parameter: Parameter, share: float) -> Parameter:
+    below, above = _ONE_SIDED.get(name, (1, 1))
+    low, high = parameter.low, parameter.high
+    if parameter.kind == "log":
+        factor = (high / low) ** share
+        return dataclasses.replace(parameter, low=low / factor**below, high=high * factor**above)
+    step = share * (high - low)
+    lowest = 0.5 * low if low > 0 else -math.inf  # a short horizon must not become none
+    return dataclasses.replace(parameter, low=max(low - below * step, lowest), high=high + above * step)
+
+
+def task_env_by_name(name: str, backend: str | None) -> TaskEnvironment:
+    """The environment of a name like ``tasks:ant/goal+command``, as ``TaskEnvironment.name`` has it.
+
+    Raises:
+      ConfigError: if there is none of that name.
+    """
+    body, slash, types = name.removeprefix(PREFIX).partition("/")
+    require(name.startswith(PREFIX) and bool(slash), f"{name!r} is no name of a body with tasks, like tasks:ant/goal")
+    own = None if body == "pointmass" else backend
+    return make_task_env(body, tuple(types.split("+")), backend=own)
 
 
 def make_task_env(

@@ -59,8 +59,8 @@ def init_ranked(groups: int, capacity: int = 250) -> RankedBuffer:
     """
     require_number("groups", groups, 1, 2**30)
     require_number("capacity", capacity, 1, 2**30)
-    empty = jnp.zeros(groups, jnp.int32)
-    return RankedBuffer(scores=jnp.zeros((groups, capacity), jnp.float32), count=empty, position=empty)
+    count, position = jnp.zeros(groups, jnp.int32), jnp.zeros(groups, jnp.int32)  # of one array no two can be donated
+    return RankedBuffer(jnp.zeros((groups, capacity), jnp.float32), count, position)
 
 
 def ranked_reward(

@@ -32,10 +32,13 @@ from azjax.envs.scene import Scene
 from azjax.selfplay.spaces import Task, TaskFamily
 from azjax.types import ActionSpec, Array, Key, ObservationSpec
 
-__all__ = ["TYPES", "Body", "Outcome", "TaskEnvironment", "TaskSettings"]
+__all__ = ["PREFIX", "TYPES", "Body", "Outcome", "TaskEnvironment", "TaskSettings", "steps_of"]
 
 TYPES = ("goal", "command", "disturbance")
 """The types of task that :class:`TaskEnvironment` knows."""
+
+PREFIX = "tasks:"
+"""Of the names of bodies with tasks: ``tasks:ant/goal+command``."""
 
 GRAVITY = 9.81  # m/s²
 _FACTORS = ("friction", "mass", "motor_strength")
@@ -108,6 +111,12 @@ class TaskState:
     success: Array  # bool []
 
 
+def steps_of(family: TaskFamily, dt: float) -> int:
+    """The longest horizon of a family's tasks in environment steps of ``dt`` seconds."""
+    bounds = [s.parameters["horizon"].high for s in family.spaces.values() if "horizon" in s.parameters]
+    return max(1, round(max([family.neutral["horizon"], *bounds]) / dt))
+
+
 class TaskEnvironment:
     """A body with tasks, behind azjax's protocol; ``params`` are a :class:`~azjax.selfplay.spaces.Task`.
 
@@ -142,18 +151,14 @@ class TaskEnvironment:
             turning = [n for n in ("bearing", "turn_rate") for s in family.spaces.values() if n in s.parameters]
             require(not turning, f"{body.name} moves in a plane; leave {', '.join(turning)} out of its tasks")
         self.body, self.family, self.settings = body, family, settings
-        self.name, self.backend, self.dt = f"{body.name} tasks", body.backend, body.dt
+        self.name, self.backend, self.dt = f"{PREFIX}{body.name}/{'+'.join(family.types)}", body.backend, body.dt
         self.action_spec: ActionSpec = body.action_spec
-        self.episode_length = max(1, round(self._longest() / self.dt))
+        self.episode_length = steps_of(family, body.dt)
         self._is = {name: family.types.index(name) if name in family.types else -1 for name in TYPES}
         self._push_every = max(1, round(settings.push_interval / self.dt))
         self.observation_spec: ObservationSpec = jax.eval_shape(
             lambda key: self.reset(key, self.sample_params(key)).observation, jax.random.key(0)
         )
-
-    def _longest(self) -> float:
-        bounds = [s.parameters["horizon"].high for s in self.family.spaces.values() if "horizon" in s.parameters]
-        return max([self.family.neutral["horizon"], *bounds])
 
     def sample_params(self, key: Key) -> Task:
         """A task of uniform type at a uniform point of its unit cube; ``key`` is consumed."""

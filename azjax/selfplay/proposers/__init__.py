@@ -1,6 +1,7 @@
 """Proposers of tasks behind one protocol; a new one is one file."""
 
 from azjax.selfplay.proposers.base import Feedback, Proposer, proposer_reward
+from azjax.selfplay.proposers.choices import PROPOSERS, ProposerName, ProposerSettings, make_proposer
 from azjax.selfplay.proposers.grid import GridConfig, grid_adaptive
 from azjax.selfplay.proposers.guided import GuidedConfig, GuidedState, guided
 from azjax.selfplay.proposers.learned import LearnedConfig, LearnedState, learned
@@ -10,6 +11,7 @@ from azjax.selfplay.proposers.uniform import uniform
 from azjax.selfplay.proposers.widening import WideningConfig, widening
 
 __all__ = [
+    "PROPOSERS",
     "Feedback",
     "GridConfig",
     "GuidedConfig",
@@ -19,11 +21,14 @@ __all__ = [
     "PLRConfig",
     "PLRState",
     "Proposer",
+    "ProposerName",
+    "ProposerSettings",
     "SFLConfig",
     "WideningConfig",
     "grid_adaptive",
     "guided",
     "learned",
+    "make_proposer",
     "plr",
     "proposer_reward",
     "sfl",
