@@ -128,6 +128,34 @@ def training(
     return {**timed, **seconds, "unit": "environment steps/s"}
 
 
+def population(
+    env: str = "ant", members: int = 8, devices: int = 2, columns: int = 1, repeats: int = 9, **options: Any
+) -> dict[str, Any]:
+    """Environment steps/s of all members of a population in one program, ``columns`` of the devices along lanes.
+
+    One member with all devices along its lanes is what a run alone does: P of them one after the other are as fast as one.
+    """
+    import azjax
+    from azjax.algorithms import make_learner
+    from azjax.population import compile_population, make_population, make_population_mesh
+    from azjax.runs import programs
+    from azjax.runs.options import preset_options, resolve
+    from azjax.runs.population import starting_points
+
+    settings = resolve(preset_options(env, **options))
+    learner = make_learner(settings.learner, axis_name=AXIS)
+    trainer = programs.trainer_of(settings, azjax.make_env(env), learner)
+    each = [dataclasses.replace(settings, seed=seed) for seed in range(members)]
+    program = compile_population(
+        make_population(trainer), members, make_population_mesh((devices // columns, columns), AXIS)
+    )
+    compiled, seconds = compile_timed(program.step, program.state)
+    state = program.init(*starting_points(each))
+    work = trainer.env_steps_per_update * members
+    timed = time_chain(lambda s: compiled(s)[0], state, work=work, repeats=repeats)
+    return {**timed, **seconds, "unit": "environment steps/s of all members"}
+
+
 def selfplay(
     env: str = "ant", devices: int = 2, plain: bool = False, updates: int = 1, repeats: int = 9, **options: Any
 ) -> dict[str, Any]:

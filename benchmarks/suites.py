@@ -68,6 +68,18 @@ def training() -> list[Case]:
     return cases
 
 
+def population() -> list[Case]:
+    """Members in one program beside runs one after the other: few lanes and many, growing populations, devices."""
+    cases = []
+    small = {"rollout_length": 32, "epochs": 4, "minibatches": 4, "policy_hidden": [32, 32], "value_hidden": [32, 32]}
+    for env, lanes in (("azjax:cartpole", 16), ("inverted_pendulum", 16), ("ant", 32), ("ant", 512)):
+        own = {"env": env, "lanes": lanes, **small}
+        for members, devices, columns in ((1, 1, 1), (1, 2, 2), (2, 2, 1), (8, 1, 1), (8, 2, 1), (32, 2, 1)):
+            label = f"{env} {lanes} lanes: {members} members on {devices} devices"
+            cases.append(Case(label, "population", own | {"members": members, "devices": devices, "columns": columns}))
+    return cases
+
+
 def selfplay() -> list[Case]:
     """The self-play program beside plain training at uniform tasks of the same lanes and rollouts: training steps/s."""
     cases = []
@@ -231,6 +243,7 @@ def threshold() -> list[Case]:
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "physics": physics,
     "backends": backends,
+    "population": population,
     "selfplay": selfplay,
     "locomotion": locomotion,
     "training": training,
