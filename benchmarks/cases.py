@@ -133,7 +133,7 @@ def population(
 ) -> dict[str, Any]:
     """Environment steps/s of all members of a population in one program, ``columns`` of the devices along lanes.
 
-    One member with all devices along its lanes is what a run alone does: P of them one after the other are as fast as one.
+    One member with all devices along its lanes is what a run alone does; P of them, one after the other, are as fast.
     """
     import azjax
     from azjax.algorithms import make_learner
@@ -446,6 +446,7 @@ def describe() -> dict[str, Any]:
 CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "physics": physics,
     "training": training,
+    "population": population,
     "selfplay": selfplay,
     "update": update,
     "resets": resets,

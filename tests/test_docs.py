@@ -150,7 +150,7 @@ def test_the_commands_in_the_docs_are_valid(page: Path, words: list[str]) -> Non
     elif command == "sweep":
         rest = [word for word in rest if not word.endswith(".yaml")]  # which the page shows
         rest = [word for word in rest if word != "--axes"]
-        _, members, _ = read_sweep(rest, "azjax sweep")
+        _, members, *_ = read_sweep(rest, "azjax sweep")
         assert len(members) > 1
     elif command == "tune":
         read_search(rest, "azjax tune")[0].validate()
@@ -160,7 +160,9 @@ def test_the_commands_in_the_docs_are_valid(page: Path, words: list[str]) -> Non
 
 @name_of
 def test_the_flags_in_the_docs_exist(page: Path) -> None:
-    known = {"--help", "--version", "--samples", "--axes", "--trials", "--batch"} | flags_of(PPOTrainOptions)
+    known = {"--help", "--version", "--samples", "--axes", "--halvings", "--trials", "--batch"} | flags_of(
+        PPOTrainOptions
+    )
     for options in OPTIONS.values():
         known |= flags_of(options)
     text = page.read_text()

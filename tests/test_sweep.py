@@ -21,7 +21,8 @@ from azjax.cli import main
 from azjax.cli.sweep import read_sweep
 from azjax.config import ConfigError
 from azjax.runs import load_policy
-from azjax.runs.options import preset_options, read_options
+from azjax.runs.options import TrainOptions, preset_options, read_options
+from azjax.runs.parts import rungs, survivors
 from azjax.runs.population import PopulationJob, best_evaluation, member_records
 from azjax.runs.results import find_runs
 from azjax.runs.sweep import Choice, Group, Range, group_members, member_options, parts_of, read_axis, spread
@@ -170,6 +171,23 @@ def test_lines_of_a_part_are_taken_apart() -> None:
     assert best_evaluation(member_records(records, 1)) == (1, 3.0)
 
 
+def test_the_better_half_of_the_configurations_survives() -> None:
+    configurations = [0, 0, 1, 1, 2, 2]
+    returns = {0: 1.0, 1: 3.0, 2: 9.0, 3: 9.0, 4: 5.0}  # the last one's is not known
+    assert survivors(range(6), configurations, returns) == [0, 1, 2, 3]
+    assert survivors([0, 1, 2, 3], configurations, returns) == [2, 3]
+    assert survivors([2, 3], configurations, returns) == [2, 3]
+
+
+@given(st.integers(1, 10_000), st.integers(1, 50), st.integers(0, 12))
+def test_rungs_are_whole_calls_and_end_with_the_run(calls: int, per_call: int, halvings: int) -> None:
+    ends = rungs(calls * per_call, per_call, halvings)
+    assert ends[-1] == calls * per_call
+    assert ends == sorted(set(ends))
+    assert all(end % per_call == 0 for end in ends)
+    assert len(ends) <= halvings + 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +227,7 @@ def test_a_sweep_leaves_a_table_and_a_ranking(swept: Path) -> None:
 
 def test_a_member_is_a_run_like_any_other(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     member = swept / "members" / "002"
-    options = read_options(member / "config.yaml")
+    options = read_options(member / "config.yaml", TrainOptions)
     assert (options.seed, options.learner.gamma) == (0, 0.99)
     assert (
         load_policy(member).description["params_sha256"]
@@ -272,14 +290,56 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(
     monkeypatch.undo()
     assert main(["resume", str(folder)]) == 0
     assert (folder / "members" / "001" / "summary.json").read_bytes() == before
-    ours, theirs = ((run / "results.csv").read_text() for run in (folder, swept))
-
-    def without_seconds(text: str) -> list[dict[str, str]]:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(text.splitlines())]
-
-    assert without_seconds(ours) == without_seconds(theirs)  # bit for bit
+    assert rows_of(folder) == rows_of(swept)  # bit for bit
     assert main(["resume", str(folder)]) == 2
     assert "is finished" in capsys.readouterr().err
+
+
+HALVED = ["azjax:cartpole", "--gamma", "0.5,0.9,0.99", "--seeds", "2", *TINY, "--updates-per-call", "2",
+          "--halvings", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep in which one configuration of three stopped halfway."""
+    folder = tmp_path_factory.mktemp("halved") / "sweep"
+    assert main(["sweep", *HALVED, "--run", str(folder)]) == 0
+    return folder
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    """The table without what depends on the time."""
+    with (run / "results.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_the_worse_half_stops_using_steps(halved: Path) -> None:
+    rows = rows_of(halved)
+    assert sorted(row["env_steps"] for row in rows) == ["2048"] * 2 + ["4096"] * 4
+    assert {row["stopped_early"] for row in rows if row["env_steps"] == "2048"} == {"True"}
+    assert {row["stopped_early"] for row in rows if row["env_steps"] == "4096"} == {"False"}
+    lines = [json.loads(line) for line in (halved / "parts" / "00" / "metrics.jsonl").open()]
+    stopped = next(n for n, row in enumerate(rows) if row["stopped_early"] == "True")
+    assert lines[0]["members"][stopped] is not None
+    assert lines[-1]["members"][stopped] is None
+    assert lines[-1]["population/alive"] == 4
+
+
+@pytest.mark.slow
+def test_a_stop_after_a_rung_changes_nothing(halved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, calls, step = tmp_path / "stopped", [], PopulationJob.step
+
+    def interrupted(self: PopulationJob, state: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 3:  # the first of the second rung
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, state)
+
+    monkeypatch.setattr(PopulationJob, "step", interrupted)
+    assert main(["sweep", *HALVED, "--run", str(folder)]) == 143
+    monkeypatch.undo()
+    assert main(["resume", str(folder)]) == 0
+    assert rows_of(folder) == rows_of(halved)
 
 
 def test_several_seeds_are_a_sweep_of_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,13 +375,14 @@ def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pyt
 def test_a_file_has_axes_that_the_command_line_can_not_spell(tmp_path: Path) -> None:
     file = tmp_path / "axes.yaml"
     file.write_text(yaml.safe_dump({"policy_hidden": [[8], [16, 16]], "lam": {"uniform": [0.9, 1.0]}}))
-    options, members, command = read_sweep(
+    options, members, command, halvings = read_sweep(
         ["azjax:cartpole", "--gamma=0.9,1", "--axes", str(file), "--samples=3"], "azjax sweep"
     )
     assert options.env == "azjax:cartpole"
     assert len(members) == 2 * 2 * 3
     assert members[0].keys() == {"gamma", "policy_hidden", "lam", "seed"}
     assert not command.dry_run
+    assert halvings == 0
     for text, message in (
         ("gamma: [", "is no YAML of axes"),
         ("- 1", "holds no options"),

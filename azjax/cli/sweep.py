@@ -27,6 +27,7 @@ options of the sweep:
   --seeds N      runs of each configuration, with the seeds from --seed on (1)
   --axes FILE    YAML with more options to vary: gamma: [0.97, 0.99], lam: {uniform: [0.9, 1]},
                  learning_rate: {log: [1e-4, 1e-2]}, policy_hidden: [[64, 64], [128, 128]]
+  --halvings N   after 1/2^N, ..., 1/4, 1/2 of the steps the worse half of the configurations of a program stops (0)
   --chunk N      most members of one program; default as many as fit into memory
   --dry-run      say what would run, and end
   --run DIR      folder for the results; must be new or empty
@@ -39,21 +40,22 @@ def run(args: Sequence[str], prog: str) -> int:
     if not args or any(word in ("-h", "--help") for word in args):
         print(HELP)
         return 0 if args else 2
-    options, members, given = read_sweep(args, prog)
-    return start_sweep(options, members, given, ["sweep", *args])
+    options, members, given, halvings = read_sweep(args, prog)
+    return start_sweep(options, members, given, ["sweep", *args], halvings)
 
 
-def read_sweep(args: Sequence[str], prog: str) -> tuple[TrainOptions, list[Member], CommandOptions]:
-    """Options of all members, what each member changes, and the options of the command.
+def read_sweep(args: Sequence[str], prog: str) -> tuple[TrainOptions, list[Member], CommandOptions, int]:
+    """Options of all members, what each member changes, the options of the command, and the number of halvings.
 
     Raises:
       ConfigError: for what can't be understood, or if nothing varies.
     """
-    own, rest = take_flags(args, prog, ("--samples", "--axes"))
+    own, rest = take_flags(args, prog, ("--samples", "--axes", "--halvings"))
     varied, rest = take_axes(rest, own.get("axes"), prog)
     given = read_command(rest, prog)
     options = run_options(given)
     require_number("seeds", given.seeds, 1, 4096)
     axes = {name: read_axis(options, name, spec) for name, spec in varied.items()}
     require(bool(axes) or given.seeds > 1, f"nothing varies: give an option several values, or --seeds; see {prog} -h")
-    return options, spread(options, axes, samples=own.get("samples", 1), seeds=given.seeds), given
+    members = spread(options, axes, samples=own.get("samples", 1), seeds=given.seeds)
+    return options, members, given, own.get("halvings", 0)

@@ -77,9 +77,11 @@ def run(args: Sequence[str], prog: str) -> int:
     return together(given.hosts, ["train", *args], lambda: train(options))
 
 
-def start_sweep(options: TrainOptions, members: Sequence[Member], given: CommandOptions, command: Sequence[str]) -> int:
+def start_sweep(
+    options: TrainOptions, members: Sequence[Member], given: CommandOptions, command: Sequence[str], halvings: int = 0
+) -> int:
     """Trains the members of a sweep, or says what it would be."""
-    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), given.chunk)
+    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), given.chunk, halvings)
     if given.dry_run:
         print("\n".join(preview(sweep)))
         return 0

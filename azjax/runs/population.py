@@ -159,9 +159,11 @@ class PopulationJob:
     Args:
       plan: of the part.
       programs: compiled.
-      folders: of the members.
+      folders: of all members of the part.
       config: text of the sweep's configuration.
       records: lines of the part's metrics so far.
+      members: numbers, within the part, of the members that the program trains.
+      updates: up to which it trains them.
     """
 
     def __init__(
@@ -171,16 +173,26 @@ class PopulationJob:
         folders: Sequence[Path],
         config: str,
         records: Sequence[dict[str, Any]],
+        members: Sequence[int],
+        updates: int,
     ) -> None:
         first = plan.options[0]
+        self._members = tuple(members)
         self._plan, self._programs, self._folders = plan, programs, tuple(folders)
         self._options = plan.options
-        self.updates, self.updates_per_call = first.updates, first.updates_per_call or 1
-        self.evaluations, self.checkpoint_seconds = first.evaluations, first.checkpoint_seconds
-        self.config = config
+        self.updates, self.updates_per_call = updates, first.updates_per_call or 1
+        self.evaluations = max(1, round(first.evaluations * updates / first.updates))  # as dense as in a whole run
+        self.checkpoint_seconds, self.config = first.checkpoint_seconds, config
         self._keys = jnp.stack([jax.random.key(each.seed ^ EVALUATION_SEED) for each in self._options])
         self.best = [best_evaluation(member_records(records, i)) for i in range(len(folders))]
         self._better = [False] * len(folders)
+
+    def _spread(self, records: Sequence[dict[str, Any]], alive: np.ndarray) -> list[dict[str, Any] | None]:
+        """The records of the program's members at their places in the part; null for the others."""
+        places: list[dict[str, Any] | None] = [None] * len(self._folders)
+        for i, record, here in zip(self._members, records, alive, strict=True):
+            places[i] = record if here else None
+        return places
 
     def init(self) -> PopulationState:
         """The states of the members' seeds."""
@@ -221,7 +233,7 @@ class PopulationJob:
             "time/env_steps_per_second": env_steps / max(seconds, 1e-9),
             **_means(members, alive, ("train/episode_return", "train/episode_length", "train/reward_mean")),
             "population/alive": int(alive.sum()),
-            "members": [record if here else None for record, here in zip(members, alive, strict=True)],
+            "members": self._spread(members, alive),
         }
 
     def evaluation_record(self, state: PopulationState, result: list[Episodes], seconds: float) -> dict[str, Any]:
@@ -229,9 +241,9 @@ class PopulationJob:
         alive = np.asarray(hosts.whole(state.alive))
         own = self._env_steps(state)
         members = [evaluation_record(steps, episodes, seconds) for steps, episodes in zip(own, result, strict=True)]
-        for i, record in enumerate(members):
+        for i, record, here in zip(self._members, members, alive, strict=True):
             value, before = record.get("eval/episode_return_mean"), self.best[i]
-            self._better[i] = bool(alive[i]) and value is not None and (before is None or value > before[1])
+            self._better[i] = bool(here) and value is not None and (before is None or value > before[1])
             if self._better[i] and value is not None:
                 self.best[i] = (record["env_steps"], value)
         return {
@@ -239,7 +251,7 @@ class PopulationJob:
             "time/seconds": round(seconds, 4),
             **_means(members, alive, ("eval/episode_return_mean", "eval/episode_length_mean")),
             "population/alive": int(alive.sum()),
-            "members": [record if here else None for record, here in zip(members, alive, strict=True)],
+            "members": self._spread(members, alive),
         }
 
     def progress(self, record: dict[str, Any]) -> str | None:
@@ -254,7 +266,7 @@ class PopulationJob:
         )
         if not returns:
             return "no member has finished an evaluation episode"
-        lost = len(record["members"]) - record["population/alive"]
+        lost = len(self._members) - record["population/alive"]
         frozen = f"; {lost} frozen after a NaN" * (lost > 0)
         return f"evaluation returns {returns[0]:.1f} to {returns[-1]:.1f}, median {np.median(returns):.1f}{frozen}"
 
@@ -265,13 +277,13 @@ class PopulationJob:
     def keep(self, state: PopulationState, better: bool) -> None:
         """Writes each member's policy, and where it is its best, that one too."""
         params = jax.device_get(hosts.whole(state.members.learner.params))
-        for i, folder in enumerate(self._folders):
+        for row, i in enumerate(self._members):
+            folder, options = self._folders[i], self._options[row]
             for place in [folder, folder / "best"] if self._better[i] else [folder]:
                 place.mkdir(exist_ok=True)
-                options = self._options[i]
                 save_policy(
                     place,
-                    member(params, i),
+                    member(params, row),
                     self._plan.env,
                     config=options.learner,
                     settings=policy_settings(options),

@@ -103,6 +103,7 @@ def member_row(number: int, changes: Mapping[str, Any], place: Path, sweep: Path
         "best_return_mean": summary["best"]["return_mean"],
         "best_env_steps": summary["best"]["env_steps"],
         "frozen": summary["frozen"],
+        "stopped_early": summary["stopped_early"],
         "seconds": summary["seconds"]["training"],
         "folder": str(place.relative_to(sweep)),
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,32 +19,24 @@ import yaml
 
 from azjax.config import ConfigError, require, require_number
 from azjax.envs import Environment
-from azjax.population import PopulationState, member
-from azjax.runs import hosts, machine
-from azjax.runs.checkpoints import Checkpoints, check_space
-from azjax.runs.conduct import compiled, conduct
+from azjax.runs import hosts
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import RunFolder, check_free, read_metrics, write_json, write_text
+from azjax.runs.folder import RunFolder, check_free, write_text
 from azjax.runs.groups import shown
 from azjax.runs.kinds import SWEEP
-from azjax.runs.loop import Position
-from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, to_plain, to_yaml
+from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, to_plain
+from azjax.runs.parts import Part, rungs, train_part
 from azjax.runs.population import (
     PartPlan,
     PartPrograms,
-    PopulationJob,
     build_part,
     devices_of,
     largest_chunk,
     make_member_env,
     member_bytes,
-    member_records,
-    plan_part,
-    write_member_metrics,
 )
 from azjax.runs.reading import parse_yaml, read_limited
-from azjax.runs.resume import read_position
-from azjax.runs.summary import duration, run_summary
+from azjax.runs.summary import duration
 from azjax.runs.sweep import Group, Member, group_members, member_options, parts_of
 from azjax.runs.sweep_results import write_results
 from azjax.runs.train import console_of, start_machine
@@ -61,9 +52,10 @@ class Sweep:
     base: TrainOptions  # of all
     members: tuple[Member, ...]  # what each changes
     chunk: int | None = None  # most members of one program; None: as many as fit into memory
+    halvings: int = 0  # how often the worse half of the configurations of a program stops
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """Members that are trained together."""
 
     group: int
@@ -79,7 +71,7 @@ class Layout(NamedTuple):
     envs: list[Environment]  # of each group
     chunks: list[int]  # most members of a program, of each group
     bytes_each: list[int]  # memory of a member, of each group
-    parts: list[Part]
+    parts: list[Share]
 
 
 class SweepResult(NamedTuple):
@@ -110,7 +102,7 @@ def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
         with made.claimed(), console_of(sweep.base) as console:
             text = to_text(content)
             write_text(made.file(SWEEP), text)
-            for line in describe(layout):
+            for line in describe(layout, sweep.halvings):
                 console.say(line)
             return _run(made, made.path, layout, content, text, console)
 
@@ -142,7 +134,7 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
 def preview(sweep: Sweep) -> list[str]:
     """What a sweep would be, in lines; see ``run_sweep``."""
     start_machine(sweep.base, lambda count: True)
-    return describe(lay_out(sweep))
+    return describe(lay_out(sweep), sweep.halvings)
 
 
 def lay_out(sweep: Sweep) -> Layout:
@@ -153,6 +145,7 @@ def lay_out(sweep: Sweep) -> Layout:
     """
     if sweep.chunk is not None:
         require_number("chunk", sweep.chunk, 1, 1 << 20)
+    require_number("halvings", sweep.halvings, 0, 20)
     require(len(sweep.members) > 0, "the sweep has no members; give at least one seed")
     each = dataclasses.replace(sweep.base, devices=None)  # members may have devices of their own
     options = tuple(member_options(each, changes) for changes in sweep.members)
@@ -161,14 +154,14 @@ def lay_out(sweep: Sweep) -> Layout:
     sizes = [member_bytes(group.options, env) for group, env in zip(groups, envs, strict=True)]
     chunks = [min(sweep.chunk or largest_chunk(size), len(g.members)) for g, size in zip(groups, sizes, strict=True)]
     parts = [
-        Part(number, members, devices_of(group.options, len(members), sweep.base.devices))
+        Share(number, members, devices_of(group.options, len(members), sweep.base.devices))
         for number, (group, chunk) in enumerate(zip(groups, chunks, strict=True))
         for members in parts_of(group, chunk)
     ]
     return Layout(options, groups, envs, chunks, sizes, parts)
 
 
-def describe(layout: Layout) -> list[str]:
+def describe(layout: Layout, halvings: int = 0) -> list[str]:
     """What is about to run, in lines."""
     first = layout.options[0]
     platform = jax.devices()[0].platform
@@ -185,6 +178,9 @@ def describe(layout: Layout) -> list[str]:
             f"{own.env_steps_per_update:,} environment steps each; {rows * columns} {platform} devices: {rows} along "
             f"members, {columns} along lanes; about {memory:,.0f} MiB"
         )
+        if halvings:
+            ends = rungs(own.updates, own.updates_per_call or 1, halvings)[:-1]
+            lines.append(f"    the worse half stops after about {', '.join(map(str, ends))} updates")
     return lines
 
 
@@ -200,13 +196,20 @@ def _run(folder: RunFolder, source: Path, layout: Layout, sweep: Sweep, text: st
       console: shows progress.
     """
     start = time.monotonic()
-    compiled_parts: dict[tuple[int, int], PartPrograms] = {}
+    programs: dict[tuple[int, int], PartPrograms] = {}
     for number, part in enumerate(layout.parts):
         if all((_member_folder(source, layout, i) / "summary.json").exists() for i in part.members):
             continue
         if len(layout.parts) > 1:
             console.say(f"part {number} of {len(layout.parts)}: members {part.members[0]} to {part.members[-1]}")
-        _run_part(folder, source, layout, sweep, text, number, compiled_parts, console)
+
+        def build(planned: PartPlan, group: int = part.group) -> PartPrograms:
+            key = (group, len(planned.options))
+            if key not in programs:
+                programs[key] = build_part(planned)
+            return programs[key]
+
+        train_part(_part_of(folder, source, layout, sweep, text, number), build, console, sweep.base)
     if not hosts.is_first():
         return SweepResult(folder.path, {})
     folders = [_member_folder(folder.path, layout, i) for i in range(len(layout.options))]
@@ -215,86 +218,22 @@ def _run(folder: RunFolder, source: Path, layout: Layout, sweep: Sweep, text: st
     return SweepResult(folder.path, summary)
 
 
-def _run_part(
-    folder: RunFolder,
-    source: Path,
-    layout: Layout,
-    sweep: Sweep,
-    text: str,
-    number: int,
-    programs: dict[tuple[int, int], PartPrograms],
-    console: RunConsole,
-) -> None:
-    part = layout.parts[number]
-    options = [layout.options[i] for i in part.members]
-    place = folder.path / "parts" / f"{number:02d}"
-    place.mkdir(parents=True, exist_ok=True)
-    own = RunFolder.existing(place)
-    with own.claimed():
-        planned = plan_part(options, layout.envs[part.group], part.devices)
-        check_space(place, planned.compiled.state, sweep.base.keep_checkpoints + 2)
-        keep, before = sweep.base.keep_checkpoints, source / "parts" / place.name
-        checkpoints = Checkpoints(before / "checkpoints", keep, console.warn)
-        found = checkpoints.restore(planned.compiled.state)
-        if before != place:
-            checkpoints = Checkpoints(own.file("checkpoints"), keep, console.warn)
-        position = Position() if found is None else read_position(found, own)
-        if found is not None:
-            require(
-                found.record.get("config") == text,
-                f"{folder.file(SWEEP)} was changed since the checkpoint; change it back, or start another sweep",
-            )
-            console.say(f"going on after update {position.update} of {planned.options[0].updates}")
-        key = (part.group, len(part.members))
-        if key not in programs:
-            programs[key] = compiled(lambda: build_part(planned), folder, console)
-        folders = [_member_folder(folder.path, layout, i) for i in part.members]
-        for place, each in zip(folders, planned.options, strict=True):
-            place.mkdir(parents=True, exist_ok=True)
-            write_text(place / "config.yaml", to_yaml(dataclasses.replace(each, run=place)))
-        records = read_metrics(before / "metrics.jsonl")[: position.records] if position.records else []
-        job = PopulationJob(planned, programs[key], folders, text, records)
-        console.total_steps = len(options) * options[0].total_steps
-        state, episodes = conduct(job, own, found, position, checkpoints, console, sweep.base, resumed=folder.path)
-        job.keep(state, False)
-        _finish_part(planned, state, episodes, job, position, folders, read_metrics(own.file("metrics.jsonl")), console)
-
-
-def _finish_part(
-    planned: PartPlan,
-    state: PopulationState,
-    episodes: Sequence[Any],
-    job: PopulationJob,
-    position: Position,
-    folders: Sequence[Path],
-    records: Sequence[dict[str, Any]],
-    console: RunConsole,
-) -> None:
-    """Makes each member's folder that of an ordinary run."""
-    state = jax.device_get(hosts.whole(state))
-    alive = state.alive
-    versions = machine.versions()
-    for i, place in enumerate(folders):
-        options = dataclasses.replace(planned.options[i], run=place)
-        lines = member_records(records, i)
-        write_member_metrics(place, lines)
-        own = member(state.members, i)
-        best = job.best[i] or (None, None)
-        position = dataclasses.replace(
-            position, records=len(lines), best_env_steps=best[0], best_return=best[1], clock=position.clock
-        )
-        summary = run_summary(options, planned.env, own, episodes[i], position)
-        record = {
-            "env_steps": summary["env_steps"],
-            "evaluation_return": summary["evaluation"].get("return_mean"),
-            "position": dataclasses.asdict(position),
-            "config": to_yaml(options),
-            "versions": versions,
-        }
-        if alive[i]:
-            with Checkpoints(place / "checkpoints", options.keep_checkpoints, console.warn) as checkpoints:
-                checkpoints.save(position.update, own, record, lambda: None)
-        write_json(place / "summary.json", summary | {"frozen": not bool(alive[i])})
+def _part_of(folder: RunFolder, source: Path, layout: Layout, sweep: Sweep, text: str, number: int) -> Part:
+    members, name = layout.parts[number].members, f"{number:02d}"
+    changes = [tuple((k, v) for k, v in sweep.members[i].items() if k != "seed") for i in members]
+    order = {change: n for n, change in enumerate(dict.fromkeys(changes))}
+    return Part(
+        options=tuple(layout.options[i] for i in members),
+        configurations=tuple(order[change] for change in changes),
+        env=layout.envs[layout.parts[number].group],
+        folders=tuple(_member_folder(folder.path, layout, i) for i in members),
+        place=folder.path / "parts" / name,
+        before=source / "parts" / name,
+        sweep=source,
+        text=text,
+        halvings=sweep.halvings,
+        devices=sweep.base.devices,
+    )
 
 
 def _member_folder(folder: Path, layout: Layout, index: int) -> Path:
@@ -331,7 +270,13 @@ def default_folder(options: TrainOptions) -> Path:
 def to_text(sweep: Sweep) -> str:
     """The text of ``sweep.yaml``."""
     members = [{k: list(v) if isinstance(v, tuple) else v for k, v in own.items()} for own in sweep.members]
-    data = {"schema": SCHEMA, "chunk": sweep.chunk, "base": to_plain(sweep.base), "members": members}
+    data = {
+        "schema": SCHEMA,
+        "chunk": sweep.chunk,
+        "halvings": sweep.halvings,
+        "base": to_plain(sweep.base),
+        "members": members,
+    }
     return yaml.safe_dump(data, sort_keys=False)
 
 
@@ -344,8 +289,10 @@ def from_text(text: str, path: Path) -> Sweep:
         require(schema == SCHEMA, f"it has schema {schema!r}, this azjax reads {SCHEMA}")
         require(isinstance(members, list) and all(isinstance(m, dict) for m in members), "members are no list")
         require(type(chunk) is int, f"chunk is {chunk!r}")
+        halvings = data.get("halvings", 0)
+        require(type(halvings) is int, f"halvings is {halvings!r}")
         base = options_from_plain(data.get("base"), TrainOptions)
     except ValueError as error:
         raise ConfigError(f"{path} describes no sweep: {error}; {_MEND}") from error
     plain = [{str(k): tuple(v) if isinstance(v, list) else v for k, v in own.items()} for own in members]
-    return Sweep(base, tuple(plain), chunk)
+    return Sweep(base, tuple(plain), chunk, halvings)
