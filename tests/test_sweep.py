@@ -236,6 +236,8 @@ def test_a_member_is_a_run_like_any_other(swept: Path, tmp_path: Path, capsys: p
     assert [path.name for path in find_runs([swept])[0]] == ["000", "001", "002", "003"]
     assert main(["compare", str(swept)]) == 0
     assert "gamma=0.99" in capsys.readouterr().out
+    assert main(["evaluate", str(swept)]) == 2
+    assert f"is a sweep of many runs; name one of them, as in {swept / 'members' / '000'}" in capsys.readouterr().err
 
 
 def test_a_member_is_close_to_the_run_of_its_seed(swept: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from azjax.envs.registry import make_env
 from azjax.on_policy import OnPolicyConfig
 from azjax.runs.arrays import named_leaves
 from azjax.runs.folder import replacing, to_json
+from azjax.runs.kinds import SWEEP
 from azjax.runs.plain import check_types, from_plain
 from azjax.runs.reading import check_file, read_json
 from azjax.selfplay.bodies import task_env_by_name
@@ -107,6 +108,8 @@ def check_run(folder: str | os.PathLike[str]) -> Path:
     """The folder as a path; raises ``ConfigError`` unless it is one."""
     path = Path(folder)
     require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
+    members = path / "members"
+    require(not (path / SWEEP).exists(), f"{path} is a sweep of many runs; name one of them, as in {members / '000'}")
     return path
 
 
