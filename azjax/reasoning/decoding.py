@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from azjax.reasoning.model import MASKED, PAD, TokenPolicy
 from azjax.types import Array, Key, Params
@@ -47,7 +49,7 @@ def decode(
     state: S,
     length: int,
     *,
-    copies: int = 1,
+    copies: int | Sequence[int] = 1,
     greedy: bool = False,
     constrained: bool = True,
 ) -> Answers[S]:
@@ -61,8 +63,8 @@ def decode(
       prompts: int32 `[N, W]`, `PAD` on the left.
       state: `[N]`, what the grammar expects first.
       length: R, static.
-      copies: independent answers to each prompt, static; the prompt is read once. Those to one are neighbours:
-        the answers are `[N * copies]`.
+      copies: independent answers to each prompt, or to every one of the N, static; the prompt is read once. Those to
+        one are neighbours: with one number the answers are `[N * copies]`.
       greedy: the most probable token each time, static.
       constrained: choose only among the tokens that the grammar allows, static. Without it a token that is not allowed
         ends the answer, which has then failed.
@@ -73,9 +75,10 @@ def decode(
     number, width = prompts.shape
     cache = policy.empty_cache(number, width + length)
     logits, value, cache = policy.extend(params, prompts, cache, 0, first=width - 1)
-    cache, state, logits, value = jax.tree.map(
-        lambda x: jnp.repeat(x, copies, axis=0) if copies > 1 else x, (cache, state, logits, value)
-    )
+    each = np.broadcast_to(np.asarray(copies), number)
+    if (each != 1).any():
+        read = (cache, state, logits, value)
+        cache, state, logits, value = jax.tree.map(lambda x: x[np.repeat(np.arange(number), each)], read)
 
     def step(carry: Any, xs: tuple[Array, Key]) -> tuple[Any, Any]:
         state, cache, logits, value = carry

@@ -14,6 +14,7 @@ class Proposals(NamedTuple):
 
     item: Any  # [B] the tasks, as the domain keeps them; meaningful where accepted
     formatted: Array  # bool [B] the answer was complete and of the right form
+    admissible: Array  # bool [B] formatted and not of the test set: what a leaky gate may let through
     accepted: Array  # bool [B] passed every gate: it may be learned from
     meaning: Array  # uint32 [B, 2] equal for proposals with the same meaning
     level: Array  # int32 [B] how long or deep each is
@@ -96,6 +97,10 @@ class Domain(Protocol):
 
     def solution(self, task: int, item: Any) -> Array:
         """A right answer to each, int32 `[B, answer_tokens(task)]`, known from verification."""
+        ...
+
+    def executions(self, task: int, *, proposals: int, answers: int, relabelled: int) -> int:
+        """How many executions of a program on an input it takes to verify, check and relabel so many."""
         ...
 
     def relabel(self, task: int, item: Any, state: Any) -> tuple[Any, Array]:
