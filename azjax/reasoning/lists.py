@@ -136,8 +136,11 @@ class ListDomain:
             drawn = self._sample(key, memory[task], number * k)
         references: Triplet = jax.tree.map(lambda x: x.reshape(number, k, *x.shape[1:]), drawn)
         context = drawn if induction else _nothing(number)
-        asked = {"max_lines": level, "examples": self.written, "signatures": self._signatures}
-        state = jax.vmap(lambda t: expect_task(TASKS[task], t, **asked))(context)
+
+        def expected(one: Triplet) -> GrammarState:
+            return expect_task(TASKS[task], one, max_lines=level, examples=self.written, signatures=self._signatures)
+
+        state = jax.vmap(expected)(context)
         prompt = proposer_prompt(TASKS[task], references, inputs=self._inputs, lines=self.max_lines)
         return prompt, state, context
 

@@ -224,12 +224,12 @@ def make_reasoner(
         advantages, returns = _advantages(rows, state, len(domain.tasks), learner.axis_name)
         batch = as_batch(rows, advantages, returns)
         fitted, fit_info = learner.fit(state.learner, batch, fit_key)
-        amounts = Counts(
+        spent = (
             sum((one.decoded for one in played), jnp.zeros((), jnp.uint32)),
             batch.mask.sum(dtype=jnp.uint32),
             jnp.uint32(sum(one.executions for one in played)),
         )
-        counts = Counts(*(_count(c, x, learner.axis_name) for c, x in zip(state.counts, amounts, strict=True)))
+        counts = Counts(*(_count(c, x, learner.axis_name) for c, x in zip(state.counts, spent, strict=True)))
         success = 0.9 * state.success + 0.1 * jnp.stack([one.info["solved"] for one in played])
         grows = (success.min() >= state.config.grow_at) & (state.level < domain.levels)
         state = ReasonerState(
