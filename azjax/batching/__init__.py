@@ -6,9 +6,11 @@ unit wants: contiguous lanes, no transposes and no batches of 3x3 matrix product
 
 Inside: `jaxprs` reads traced programs, `interpreter` walks them, `folding` evaluates what is constant, and `rules`,
 `indexing`, `linear_algebra`, `elementary` and `control_flow` hold one small rule per primitive. `components` keeps
-short vectors apart until a kernel ends, so that XLA:CPU can use SIMD instructions for it.
+short vectors apart until a kernel ends, so that XLA:CPU can use SIMD instructions for it. `members` folds the lanes of
+a population's members into one axis.
 """
 
 from azjax.batching.api import CPU_BLOCK, list_fallbacks, minor_vmap
+from azjax.batching.members import fold_members
 
-__all__ = ["CPU_BLOCK", "list_fallbacks", "minor_vmap"]
+__all__ = ["CPU_BLOCK", "fold_members", "list_fallbacks", "minor_vmap"]

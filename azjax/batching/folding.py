@@ -38,7 +38,9 @@ def _fold_eagerly(eqn: Equation, arrays: Sequence[np.ndarray]) -> list[np.ndarra
     if not integers or eqn.name not in _EAGER:
         return None
     with jax.ensure_compile_time_eval():
-        return [np.asarray(result) for result in eqn.call(*arrays)]
+        # numpy would wait for a result with Python's lock held. A program that is running meanwhile may need that lock
+        # (the first one that calls LAPACK does), and the result may be waiting for that program.
+        return [np.asarray(result) for result in jax.block_until_ready(eqn.call(*arrays))]
 
 
 # fmt: off

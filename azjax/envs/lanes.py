@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from azjax.batching import CPU_BLOCK, minor_vmap
+from azjax.batching import CPU_BLOCK, fold_members, minor_vmap
 from azjax.config import require
 from azjax.envs.base import Environment, EnvState, fresh_state
 from azjax.types import Array, Box, Key, Observation
@@ -36,13 +36,16 @@ def plain_vmap(f: Callable[..., Any]) -> Callable[..., Any]:
 def choose_vectorize(name: str = "minor", platform: str | None = None) -> Vectorize:
     """How single environments become lanes on a platform: ``"minor"``, in blocks on a CPU, or ``"vmap"``.
 
+    The lanes of a population's members, ``jax.vmap`` over the training program, are folded into one axis.
+
     Not by backend: on ant/generalized ``"vmap"`` is the faster one (``python -m benchmarks backends``), but with a
     device for each core it can hang in LAPACK (``azjax.batching.linear_algebra``).
     """
     platform = jax.default_backend() if platform is None else platform
     if name == "vmap":
-        return plain_vmap
-    return functools.partial(minor_vmap, block=CPU_BLOCK if platform == "cpu" else None)
+        return lambda f: fold_members(plain_vmap(f))
+    block = CPU_BLOCK if platform == "cpu" else None
+    return lambda f: fold_members(minor_vmap(f, block=block))
 
 
 def batch_first(tree: Any) -> Any:
@@ -242,6 +245,12 @@ def draw_from_pool(pool: Pool, over: Array, state: EnvState, layout: PoolLayout)
     Returns:
       ``Pool.used`` after that, and the states.
     """
+    # Whether any lane draws is asked for all members of a population at once: conditions that differ between members
+    # would have the states selected in every step.
+    return fold_members(functools.partial(_draw, layout))(pool, over, state)  # type: ignore[no-any-return]
+
+
+def _draw(layout: PoolLayout, pool: Pool, over: Array, state: EnvState) -> tuple[Array, EnvState]:
     by_group = over.reshape(-1, layout.group)
     number = pool.used[:, None] + jnp.cumsum(by_group, axis=1, dtype=jnp.int32) - 1
     group = jnp.arange(by_group.shape[0], dtype=jnp.int32)[:, None]
