@@ -34,6 +34,7 @@ __all__ = [
     "EXTRAPOLATION",
     "Marks",
     "Questions",
+    "drawn_questions",
     "extrapolation_questions",
     "make_examiner",
     "statistics",
@@ -112,6 +113,32 @@ def extrapolation_questions(domain: ListDomain, split: Split, key: Key, *, numbe
         for p, ok in zip((four, two), map(np.asarray, wanted), strict=True)
     ]
     return _questions(wide(domain, lines=MAX_LINES, two_inputs=True), programs, EXTRAPOLATION, key, number)
+
+
+def drawn_questions(domain: Domain, key: Key, *, number: int) -> Questions:
+    """Questions of any domain: tasks drawn from its grammar, so many of each level and type.
+
+    Args:
+      domain: the world.
+      key: consumed.
+      number: questions of each level and type.
+    """
+    levels = range(1, domain.levels + 1)
+    items = []
+    for task, task_key in enumerate(jax.random.split(key, len(domain.tasks))):
+
+        def posed(key: Key, task: int = task) -> Any:
+            drafts = domain.draw(key, task, 4 * _SPARE * number, jnp.int32(domain.levels))
+            return domain.verify(task, drafts, jnp.zeros((), jnp.int32))
+
+        proposals = jax.jit(posed)(task_key)
+        groups = []
+        for level in levels:
+            chosen = np.flatnonzero(np.asarray(proposals.accepted & (proposals.level == level)))
+            require(len(chosen) > 0, f"no task of level {level} was drawn; ask for more questions")
+            groups.append(jax.tree.map(lambda x, c=chosen: x[np.resize(c, number)], proposals.item))
+        items.append(jax.tree.map(lambda *x: jnp.concatenate(x), *groups))
+    return Questions(tuple(items), jnp.repeat(jnp.arange(len(levels)), number), tuple(f"level {n}" for n in levels))
 
 
 def _drawn(domain: ListDomain, key: Key, lines: int, number: int) -> Program:

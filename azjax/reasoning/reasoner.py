@@ -214,7 +214,8 @@ def make_reasoner(
         play_key, fit_key, key = jax.random.split(state.key, 3)
         if learner.axis_name is not None:
             play_key = jax.random.fold_in(play_key, jax.lax.axis_index(learner.axis_name))
-        memory, info = state.memory, {}
+        memory = state.memory
+        info: Info = {}
         played: list[_Played] = []
         for task, task_key in enumerate(jax.random.split(play_key, len(domain.tasks))):
             played.append(play(task_key, state._replace(memory=memory), task, learner.axis_name))

@@ -39,8 +39,9 @@ class _Lasting:
 class RunConsole:
     """Progress of one run; a context manager."""
 
-    def __init__(self, total_steps: int, *, quiet: bool = False) -> None:
+    def __init__(self, total_steps: int, *, quiet: bool = False, unit: str = "environment steps") -> None:
         self.total_steps = total_steps
+        self.unit = unit  # what is counted: its last word is that of the rate
         self.quiet = quiet
         self._console = Console(
             file=cast(IO[str], _Lasting(sys.stdout)), highlight=False, markup=False, emoji=False, soft_wrap=True
@@ -116,7 +117,7 @@ class RunConsole:
             self._last_line = now
             left = max(self.total_steps - env_steps, 0) / max(rate, 1e-9)
             self.say(
-                f"{env_steps:>12,} of {self.total_steps:,} environment steps  {rate:>9,.0f} steps/s  "
+                f"{env_steps:>12,} of {self.total_steps:,} {self.unit}  {_rate(rate):>9} {self.unit.split()[-1]}/s  "
                 f"{shown}  {left:.0f} s left"
             )
 
@@ -131,19 +132,24 @@ class RunConsole:
     def _move_bar(self, env_steps: int, rate: float, shown: str) -> None:
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.completed:,.0f} / {task.total:,.0f} environment steps"),
+                TextColumn(f"{{task.completed:,.0f}} / {{task.total:,.0f}} {self.unit}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[rate]:,.0f} steps/s · {task.fields[shown]} ·"),
+                TextColumn(f"{{task.fields[rate]}} {self.unit.split()[-1]}/s · {{task.fields[shown]}} ·"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=self.total_steps, rate=rate, shown=shown)
+            self._task = self._bar.add_task("train", total=self.total_steps, rate=_rate(rate), shown=shown)
             self._bar.start()
-        fields: dict[str, Any] = {"rate": rate, "shown": shown}
+        fields: dict[str, Any] = {"rate": _rate(rate), "shown": shown}
         self._bar.update(self._task or TaskID(0), completed=env_steps, **fields)
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _rate(rate: float) -> str:
+    """A rate in digits that say something."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

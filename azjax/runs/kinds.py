@@ -12,7 +12,7 @@ from azjax.config import ConfigError, require
 from azjax.runs.reading import parse_yaml, read_limited
 
 # A module of each kind has ``resume(path, *, steps, devices, quiet)``.
-MODULES = {"train": "azjax.runs.resume"}
+MODULES = {"reason": "azjax.runs.reason", "train": "azjax.runs.resume"}
 _LARGEST_CONFIG = 1 << 20
 
 
