@@ -215,7 +215,7 @@ def test_list_programs_that_were_drawn_are_verified_and_their_solutions_right(li
     for task in range(3):
 
         def solved(key, task=task):
-            proposals = lists.verify(task, lists.draw(key, task, 32, jnp.int32(2)), jnp.int32(0))
+            (proposals,) = lists.verify([task], lists.draw(key, [task], 32, jnp.int32(2)), jnp.int32(0))
             _, state = lists.pose(task, proposals.item, jnp.int32(4))
             answer = lists.solution(task, proposals.item)
             state = jax.lax.scan(lambda s, t: (jax.vmap(lists.advance)(s, t), None), state, answer.T)[0]

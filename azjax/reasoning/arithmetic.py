@@ -7,6 +7,7 @@ and x are given, the result is asked) and `invert` (expression and result are gi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import jax
@@ -147,22 +148,26 @@ class ArithmeticDomain:
         """The grammar's state is all that was said."""
         return state
 
-    def draw(self, key: Key, task: int, number: int, level: Array) -> Written:
+    def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> tuple[Written, ...]:
         """Each token uniform among those allowed, in chains of lengths up to one that is uniform."""
         level_key, token_key = jax.random.split(key)
         # `end` is one among four tokens that may follow: without a bound of their own few chains would be short.
-        levels = jax.random.randint(level_key, (number,), 1, level + 1)
+        levels = jax.random.randint(level_key, (len(tasks) * number,), 1, level + 1)
 
         def step(state: Written, key: Key) -> tuple[Written, None]:
             legal = jax.vmap(self.allowed)(state)
             token = jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf)).astype(jnp.int32)
             return jax.vmap(self.advance)(state, token), None
 
-        start = self._expect(number, OPERATION, levels)
-        return jax.lax.scan(step, start, jax.random.split(token_key, self.proposal_tokens(task)))[0]
+        start = self._expect(len(tasks) * number, OPERATION, levels)
+        written = jax.lax.scan(step, start, jax.random.split(token_key, self.proposal_tokens(0)))[0]
+        return tuple(jax.tree.map(lambda x, n=n: x[n * number : (n + 1) * number], written) for n in range(len(tasks)))
 
-    def verify(self, task: int, drafts: Written, step: Array) -> Proposals:
+    def verify(self, tasks: Sequence[int], drafts: Sequence[Written], step: Array) -> tuple[Proposals, ...]:
         """Accepts complete expressions that are neither constant nor the identity."""
+        return tuple(map(self._verified, drafts))
+
+    def _verified(self, drafts: Written) -> Proposals:
         formatted = (drafts.section == DONE) & ~drafts.failed
         expression = Expression(drafts.operations, drafts.constants, drafts.number, drafts.number)
         x = jnp.arange(MODULUS)

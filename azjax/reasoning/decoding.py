@@ -50,7 +50,7 @@ def decode(
     length: int,
     *,
     copies: int | Sequence[int] = 1,
-    greedy: bool = False,
+    greedy: bool | Array = False,
     constrained: bool = True,
 ) -> Answers[S]:
     """Samples answers.
@@ -65,7 +65,7 @@ def decode(
       length: R, static.
       copies: independent answers to each prompt, or to every one of the N, static; the prompt is read once. Those to
         one are neighbours: with one number the answers are `[N * copies]`.
-      greedy: the most probable token each time, static.
+      greedy: take the most probable token each time; for all answers, or bool for each of them.
       constrained: choose only among the tokens that the grammar allows, static. Without it a token that is not allowed
         ends the answer, which has then failed.
 
@@ -87,7 +87,8 @@ def decode(
         ended = legal[:, PAD]
         choice = legal if constrained else legal | ~ended[:, None]
         log_probs = jax.nn.log_softmax(jnp.where(choice, logits[:, 0], MASKED))
-        token = jnp.argmax(log_probs, axis=-1) if greedy else jax.random.categorical(key, log_probs)
+        sampled = jax.random.categorical(key, log_probs)
+        token = jnp.where(greedy, jnp.argmax(log_probs, axis=-1), sampled)
         token = token.astype(jnp.int32)
         log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
         seen = jnp.zeros_like(log_prob) if value is None else value[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from azjax.types import Array, Key
@@ -71,12 +72,12 @@ class Domain(Protocol):
         """Parses proposals from the grammar's last states, `[B]`; nothing is verified yet."""
         ...
 
-    def draw(self, key: Key, task: int, number: int, level: Array) -> Any:
-        """Proposals drawn from the grammar, as ``read`` gives them, `[number]`."""
+    def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> Sequence[Any]:
+        """For each task type, proposals drawn from the grammar, as ``read`` gives them, `[number]`."""
         ...
 
-    def verify(self, task: int, drafts: Any, step: Array) -> Proposals:
-        """Passes what ``read`` and ``draw`` gave through every gate; ``step`` grows from call to call."""
+    def verify(self, tasks: Sequence[int], drafts: Sequence[Any], step: Array) -> Sequence[Proposals]:
+        """Passes what ``read`` and ``draw`` gave for each task type through every gate; ``step`` grows by the call."""
         ...
 
     def remember(self, memory: Any, task: int, proposals: Proposals, step: Array) -> tuple[Any, Array]:

@@ -128,8 +128,8 @@ def drawn_questions(domain: Domain, key: Key, *, number: int) -> Questions:
     for task, task_key in enumerate(jax.random.split(key, len(domain.tasks))):
 
         def posed(key: Key, task: int = task) -> Any:
-            drafts = domain.draw(key, task, 4 * _SPARE * number, jnp.int32(domain.levels))
-            return domain.verify(task, drafts, jnp.zeros((), jnp.int32))
+            drafts = domain.draw(key, [task], 4 * _SPARE * number, jnp.int32(domain.levels))
+            return domain.verify([task], drafts, jnp.zeros((), jnp.int32))[0]
 
         proposals = jax.jit(posed)(task_key)
         groups = []
@@ -145,8 +145,8 @@ def _drawn(domain: ListDomain, key: Key, lines: int, number: int) -> Program:
     """Programs that say something, of up to so many lines."""
 
     def draw(key: Key) -> tuple[Program, Array]:
-        program = domain.draw(key, 0, 16 * _SPARE * number, jnp.int32(lines)).program
-        return program, probe(program).informative
+        (draft,) = domain.draw(key, [0], 16 * _SPARE * number, jnp.int32(lines))
+        return draft.program, probe(draft.program).informative
 
     program, informative = jax.jit(draw)(key)
     return jax.tree.map(lambda x: x[np.asarray(informative)], program)  # type: ignore[no-any-return]
@@ -155,28 +155,28 @@ def _drawn(domain: ListDomain, key: Key, lines: int, number: int) -> Program:
 def _questions(
     domain: ListDomain, programs: Sequence[Program], names: tuple[str, ...], key: Key, number: int
 ) -> Questions:
-    """For each group and task type, the first so many programs that have an output on enough of their inputs."""
+    """For each group, the first so many programs that have an output on enough of their inputs: for all task types."""
     judge = wide(domain, lines=MAX_LINES, two_inputs=True)
-    items = []
-    for task, task_key in enumerate(jax.random.split(key, len(TASKS))):
-        examined = jax.jit(lambda k, p, task=task: _posed(judge, k, p, task))
-        groups = []
-        for group_key, program in zip(jax.random.split(task_key, len(programs)), programs, strict=True):
-            item, good = examined(group_key, as_int32(program))
-            chosen = np.flatnonzero(np.asarray(good))
-            require(len(chosen) >= number, f"only {len(chosen)} of {number} questions can be asked; ask for fewer")
-            groups.append(jax.tree.map(lambda x, chosen=chosen: x[chosen[:number]], item))
-        items.append(jax.tree.map(lambda *x: jnp.concatenate(x), *groups))
-    return Questions(tuple(items), jnp.repeat(jnp.arange(len(programs)), number), names)
+    posed = jax.jit(lambda k, p: _posed(judge, k, p))
+    groups = []
+    for group_key, program in zip(jax.random.split(key, len(programs)), programs, strict=True):
+        item, good = posed(group_key, as_int32(program))
+        chosen = np.flatnonzero(np.asarray(good))
+        require(len(chosen) >= number, f"only {len(chosen)} of {number} questions can be asked; ask for fewer")
+        groups.append(jax.tree.map(lambda x, chosen=chosen: x[chosen[:number]], item))
+    several = jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
+    single = Triplet(several.program, *jax.tree.map(lambda x: x[:, :1], several[1:]))
+    items = tuple(several if task == "induction" else single for task in TASKS)
+    return Questions(items, jnp.repeat(jnp.arange(len(programs)), number), names)
 
 
-def _posed(domain: ListDomain, key: Key, program: Program, task: int) -> tuple[Triplet, Array]:
-    """Programs with inputs on which they have outputs, and for which that was found."""
-    examples = domain.examples if TASKS[task] == "induction" else 1
-    inputs = random_inputs(key, program.signature, 3 * examples)
+def _posed(domain: ListDomain, key: Key, program: Program) -> tuple[Triplet, Array]:
+    """Programs with inputs on which they have outputs, and for which as many as an induction task needs were found."""
+    task = TASKS.index("induction")
+    inputs = random_inputs(key, program.signature, 3 * domain.examples)
     number = len(program.signature)
     draft = Draft(program, inputs, jnp.zeros(number, jnp.int32), jnp.ones(number, bool))
-    proposals = domain.verify(task, draft, jnp.zeros((), jnp.int32))
+    (proposals,) = domain.verify([task], [draft], jnp.zeros((), jnp.int32))
     return proposals.item, proposals.accepted
 
 
@@ -201,8 +201,12 @@ def make_examiner(
     require_number("samples", samples, 1, 100_000)
     require_number("chunk", chunk, 1, 1_000_000)
 
-    def answer(params: Params, key: Key, item: Any, level: Array, copies: int, greedy: bool) -> Array:
+    def answer(params: Params, key: Key, item: Any, level: Array) -> Array:
+        """Bool `[chunk, 1 + samples]`: the most probable answer, then the sampled ones."""
         prompt, expected = domain.pose(task, item, level)
+        copies = 1 + samples
+        number = copies * len(prompt)
+        greedy = jnp.arange(number) % copies == 0
         length = domain.answer_tokens(task)
         answers = decode(policy, params, domain, key, prompt, expected, length, copies=copies, greedy=greedy)
         asked = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), item)
@@ -213,13 +217,12 @@ def make_examiner(
         parts = -(-number // chunk)
         index = jnp.arange(parts * chunk) % number  # the last part is filled up with the first questions
 
-        def one(part: tuple[Key, Array]) -> tuple[Array, Array]:
-            item = jax.tree.map(lambda x: x[part[1]], items)
-            greedy = answer(params, part[0], item, level, 1, True)[:, 0]
-            return greedy, answer(params, part[0], item, level, samples, False)
+        def one(part: tuple[Key, Array]) -> Array:
+            return answer(params, part[0], jax.tree.map(lambda x: x[part[1]], items), level)
 
-        greedy, sampled = jax.lax.map(one, (jax.random.split(key, parts), index.reshape(parts, chunk)))
-        return Marks(greedy.reshape(-1)[:number], sampled.reshape(-1, samples)[:number])
+        right = jax.lax.map(one, (jax.random.split(key, parts), index.reshape(parts, chunk)))
+        right = right.reshape(-1, 1 + samples)[:number]
+        return Marks(right[:, 0], right[:, 1:])
 
     return examine_all
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from azjax.config import require
 from azjax.reasoning import grammar
@@ -34,12 +36,13 @@ from azjax.reasoning.tokens import (
     program_tokens,
     value_tokens,
 )
-from azjax.reasoning.verification import PROBES, probe, verify
+from azjax.reasoning.verification import PROBES, Verdict, probe, verify
 from azjax.reasoning.wellformed import examine
 from azjax.types import Array, Key
 
 __all__ = ["ListDomain"]
 
+T = TypeVar("T")
 _SPARE = 3
 """Inputs of a draft for each that is wanted."""
 
@@ -153,34 +156,51 @@ class ListDomain:
         formatted = succeeded(state)
         return Draft(as_int32(program), inputs, jnp.full(formatted.shape, required), formatted)
 
-    def draw(self, key: Key, task: int, number: int, level: Array) -> Draft:
+    def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> tuple[Draft, ...]:
         """Programs written by the grammar alone, of lengths up to one that is uniform; and random inputs."""
         level_key, program_key, input_key = jax.random.split(key, 3)
+        total = len(tasks) * number
         # Few programs end early by themselves: `end` is one among many tokens that may follow.
-        levels = jax.random.randint(level_key, (number,), 1, level + 1)
+        levels = jax.random.randint(level_key, (total,), 1, level + 1)
         length = longest_program(self.max_lines) + self._inputs * VALUE_TOKENS
         state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n, self._signatures), length))(
-            jax.random.split(program_key, number), levels
+            jax.random.split(program_key, total), levels
         )
-        inputs = random_inputs(input_key, state.program.signature, self._candidates(task))
-        return Draft(state.program, inputs, jnp.zeros(number, jnp.int32), succeeded(state))
+        most = max(self._candidates(task) for task in tasks)
+        inputs = random_inputs(input_key, state.program.signature, most)
+        all_drafts = Draft(state.program, inputs, jnp.zeros(total, jnp.int32), succeeded(state))
+        drafts = zip(tasks, _split(all_drafts, [number] * len(tasks)), strict=True)
+        return tuple(draft._replace(inputs=_first(draft.inputs, self._candidates(task))) for task, draft in drafts)
 
-    def verify(self, task: int, drafts: Draft, step: Array) -> Proposals:
-        """The gates of `azjax.reasoning.verification`, for the program on each of its inputs."""
-        program, candidates = drafts.program, self._candidates(task)
-        wide = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), candidates, *x.shape[1:])), program)
-        verdict = verify(wide, drafts.inputs, step * 2)  # two runs a call
+    def verify(self, tasks: Sequence[int], drafts: Sequence[Draft], step: Array) -> tuple[Proposals, ...]:
+        """The gates of `azjax.reasoning.verification`, for each program on each of its inputs."""
+        # All programs on all inputs are executed together, for the interpreter takes long to compile.
+        numbers = [len(draft.formatted) for draft in drafts]
+        rows = [_with_inputs(draft.program, draft.inputs) for draft in drafts]
+        verdict = verify(*_joined(rows), step * 2)  # two runs a call
+        verdicts = _split(verdict, [len(program.signature) for program, _ in rows])
+        examined = self._examined(_joined([draft.program for draft in drafts]))
+        return tuple(
+            self._proposals(task, draft, jax.tree.map(lambda x, n=n: x.reshape(n, -1, *x.shape[1:]), one), *each)
+            for task, draft, n, one, each in zip(
+                tasks, drafts, numbers, verdicts, _split(examined, numbers), strict=True
+            )
+        )
+
+    def _proposals(
+        self, task: int, draft: Draft, verdict: Verdict, informative: Array, admissible: Array, meaning: Array
+    ) -> Proposals:
+        """The first inputs of each draft on which its program has an output; verdicts `[B, C]`."""
         order = jnp.argsort(~verdict.accepted, axis=1, stable=True)[:, : self._examples(task)]
         accepted, inputs, outputs = jax.tree.map(
             lambda x: jax.vmap(lambda row, chosen: row[chosen])(x, order),
-            (verdict.accepted, drafts.inputs, verdict.output),
+            (verdict.accepted, draft.inputs, verdict.output),
         )
-        written = jnp.arange(candidates) < drafts.required[:, None]
-        informative, admissible, meaning = self._examined(program)
-        admissible &= drafts.formatted
+        written = jnp.arange(self._candidates(task)) < draft.required[:, None]
+        admissible &= draft.formatted
         passed = accepted.all(-1) & (verdict.accepted | ~written).all(-1) & informative & admissible
-        item = Triplet(program, inputs, outputs)
-        return Proposals(item, drafts.formatted, admissible, passed, meaning, examine(program).length)
+        item = Triplet(draft.program, inputs, outputs)
+        return Proposals(item, draft.formatted, admissible, passed, meaning, examine(draft.program).length)
 
     def remember(
         self, memory: tuple[TripletBuffer, ...], task: int, proposals: Proposals, step: Array
@@ -271,6 +291,28 @@ def _nothing(number: int) -> Triplet:
 
 def _example(values: Value) -> Value:
     return jax.tree.map(lambda x: x[:, 0], values)  # type: ignore[no-any-return]
+
+
+def _first(inputs: Value, number: int) -> Value:
+    return jax.tree.map(lambda x: x[:, :number], inputs)  # type: ignore[no-any-return]
+
+
+def _joined(parts: Sequence[T]) -> T:
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)  # type: ignore[no-any-return]
+
+
+def _split(tree: T, numbers: Sequence[int]) -> list[T]:
+    """The inverse of joining parts of such lengths."""
+    ends = np.cumsum(numbers).tolist()
+    parts = zip([0, *ends], ends, strict=False)
+    return [jax.tree.map(lambda x, a=a, b=b: x[a:b], tree) for a, b in parts]
+
+
+def _with_inputs(program: Program, inputs: Value) -> tuple[Program, Value]:
+    """Programs `[B]`, each once for each of its inputs `[B, C, ...]`: `[B * C]` both."""
+    candidates = inputs.kind.shape[1]
+    flat: Value = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
+    return jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), program), flat
 
 
 def _for_each(program: Program) -> Program:

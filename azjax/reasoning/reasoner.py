@@ -217,8 +217,11 @@ def make_reasoner(
         memory = state.memory
         info: Info = {}
         played: list[_Played] = []
+        propose_key, play_key = jax.random.split(play_key)
+        proposed = play.propose(propose_key, state)
         for task, task_key in enumerate(jax.random.split(play_key, len(domain.tasks))):
-            played.append(play(task_key, state._replace(memory=memory), task, learner.axis_name))
+            state_now = state._replace(memory=memory)
+            played.append(play(task_key, state_now, task, *proposed[task], learner.axis_name))
             memory = played[-1].memory
             info |= {f"{domain.tasks[task]}/{name}": x for name, x in played[-1].info.items()}
         rows = join([rows for one in played for rows in one.rows])
@@ -248,6 +251,10 @@ def make_reasoner(
     return Reasoner(init, step)
 
 
+_Written = tuple[Array, Answers[Any]]
+"""Prompts and answers of proposers."""
+
+
 class _Played(NamedTuple):
     """What came of a task type's part of an update."""
 
@@ -265,11 +272,18 @@ class _Play(NamedTuple):
     policy: TokenPolicy
     config: ReasonerConfig
 
-    def __call__(self, key: Key, state: ReasonerState, task: int, axis_name: str | None) -> _Played:
-        """Proposes, remembers, attempts what was accepted and solves a batch of what is remembered."""
-        propose_key, recall_key, solve_key, imitate_key = jax.random.split(key, 4)
+    def __call__(
+        self,
+        key: Key,
+        state: ReasonerState,
+        task: int,
+        proposals: Proposals,
+        written: _Written | None,
+        axis_name: str | None,
+    ) -> _Played:
+        """Remembers proposals, attempts what was accepted and solves a batch of what is remembered."""
+        recall_key, solve_key, imitate_key = jax.random.split(key, 3)
         batch, tries = self.config.batch, self.config.attempts
-        proposals, written = self._propose(propose_key, state, task)
         memory, added = self.domain.remember(state.memory, task, proposals, state.updates)
         recalled = self.domain.recall(recall_key, memory, task, batch)
         # Attempts at proposals and answers to what is remembered are written, and judged, together.
@@ -338,23 +352,30 @@ class _Play(NamedTuple):
             for name, x in where_accepted.items()
         }
 
-    def _propose(
-        self, key: Key, state: ReasonerState, task: int
-    ) -> tuple[Proposals, tuple[Array, Answers[Any]] | None]:
-        """A batch of proposals, those that were written first, with the prompts and answers of these."""
-        invite_key, decode_key, read_key, draw_key, leak_key = jax.random.split(key, 5)
-        number, parts, written = self.config.batch - self.config.drawn, [], None
+    def propose(self, key: Key, state: ReasonerState) -> list[tuple[Proposals, _Written | None]]:
+        """For each task type a batch of proposals, those that were written first, with prompts and answers of these."""
+        write_key, draw_key, leak_key = jax.random.split(key, 3)
+        tasks, level = range(len(self.domain.tasks)), state.level
+        number = self.config.batch - self.config.drawn
+        drafts: list[list[Any]] = [[] for _ in tasks]
+        written: list[_Written | None] = [None for _ in tasks]
         if number:
-            prompt, expected, context = self.domain.invite(invite_key, state.memory, task, number, state.level)
-            answers = self._write(decode_key, state, prompt, expected, self.domain.proposal_tokens(task))
-            written = prompt, answers
-            parts.append(self.domain.read(read_key, task, context, answers.state))
+            for task, task_key in enumerate(jax.random.split(write_key, len(tasks))):
+                invite_key, decode_key, read_key = jax.random.split(task_key, 3)
+                prompt, expected, context = self.domain.invite(invite_key, state.memory, task, number, level)
+                answers = self._write(decode_key, state, prompt, expected, self.domain.proposal_tokens(task))
+                written[task] = prompt, answers
+                drafts[task].append(self.domain.read(read_key, task, context, answers.state))
         if self.config.drawn:
-            parts.append(self.domain.draw(draw_key, task, self.config.drawn, state.level))
-        drafts = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        proposals = self.domain.verify(task, drafts, state.updates)
-        leaked = jax.random.bernoulli(leak_key, state.config.leak, proposals.accepted.shape)
-        return proposals._replace(accepted=proposals.accepted | leaked & proposals.admissible), written
+            for task, drawn in enumerate(self.domain.draw(draw_key, tasks, self.config.drawn, level)):
+                drafts[task].append(drawn)
+        joined = [jax.tree.map(lambda *x: jnp.concatenate(x), *parts) for parts in drafts]
+        verified = self.domain.verify(tasks, joined, state.updates)
+        leaked = jax.random.bernoulli(leak_key, state.config.leak, (len(tasks), self.config.batch))
+        return [
+            (one._replace(accepted=one.accepted | leaks & one.admissible), texts)
+            for one, leaks, texts in zip(verified, leaked, written, strict=True)
+        ]
 
     def _solve(self, key: Key, state: ReasonerState, task: int, item: Any, copies: Sequence[int]) -> _Solved:
         """Answers to each task, so many; neighbours answer the same."""

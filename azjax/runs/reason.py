@@ -211,7 +211,8 @@ def _build(prepared: _Prepared, folder: RunFolder) -> tuple[_ReasonJob, float]:
         return jax.lax.scan(lambda s, _: prepared.reasoner.step(s), state, length=per_call)
 
     init = jax.jit(prepared.reasoner.init)
-    stepped = jax.jit(step, donate_argnums=0).lower(prepared.state).compile()
+    with machine.quiet_loading(), machine.rare_collection():
+        stepped = jax.jit(step, donate_argnums=0).lower(prepared.state).compile()
     key = jax.random.key(options.seed ^ 0x5EED_0000)
     question_key, answer_key = jax.random.split(key)
     if isinstance(domain, ListDomain) and prepared.split is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from azjax.config import ConfigError, require
 from azjax.reasoning.buffers import Triplet
 from azjax.reasoning.decoding import Answers, decode
+from azjax.reasoning.domain import Proposals
 from azjax.reasoning.examination import (
     Questions,
     drawn_questions,
@@ -142,16 +143,16 @@ def propose(model: LoadedModel, *, number: int, seed: int = 0) -> tuple[list[dic
     domain = _lists(model)
     index = TASKS.index("abduction")
 
-    def write(key: Any) -> tuple[Any, Any]:
+    def write(key: Any) -> Proposals:
         invite_key, decode_key, read_key = jax.random.split(key, 3)
         level = jnp.asarray(model.level, jnp.int32)
         prompt, expected, context = domain.invite(invite_key, domain.init(), index, number, level)
         length = domain.proposal_tokens(index)
         answers = decode(model.policy, model.params, domain, decode_key, prompt, expected, length)
         draft = domain.read(read_key, index, context, answers.state)
-        return draft, domain.verify(index, draft, jnp.zeros((), jnp.int32))
+        return domain.verify([index], [draft], jnp.zeros((), jnp.int32))[0]
 
-    _, proposals = jax.device_get(jax.jit(write)(jax.random.key(seed)))
+    proposals = jax.device_get(jax.jit(write)(jax.random.key(seed)))
     rows = []
     for n in np.flatnonzero(proposals.accepted).tolist():
         item = jax.tree.map(lambda x, n=n: x[n], proposals.item)
