@@ -76,6 +76,15 @@ the closing bracket, nothing."""
 PROPOSAL_TOKENS: Final = PROGRAM_TOKENS + INPUT_TOKENS
 """The longest proposal: a program and one input. Answers: `PROGRAM_TOKENS - 1`, `INPUT_TOKENS`, `VALUE_TOKENS`."""
 
+
+def _log_weights() -> np.ndarray:
+    weights = np.ones(len(VOCABULARY), np.float32)
+    lambdas = np.array([max(int((LAMBDA_KIND[1:] == kind).sum()), 1) for kind in OP_LAMBDAS[1:]])
+    weights[FIRST_OPERATION : FIRST_OPERATION + len(lambdas)] = lambdas
+    return np.log(weights)
+
+
+_LOG_WEIGHTS = _log_weights()
 _INTEGERS_USED = (OP_ARGUMENTS == INT).sum(1)
 _LISTS_USED = (OP_ARGUMENTS == LIST).sum(1)
 
@@ -310,7 +319,10 @@ def read(state: GrammarState, tokens: Array) -> GrammarState:
 
 
 def sample_tokens(key: Key, state: GrammarState, length: int) -> tuple[GrammarState, Array]:
-    """Each token uniform among those allowed: the random proposer.
+    """Each token uniform among those allowed, but functions as often as they have lambdas: the random proposer.
+
+    So all programs of one line are equally frequent. With functions alike, each lambda of `Map` would come up a tenth
+    as often as `Sum`.
 
     Args:
       key: consumed.
@@ -322,7 +334,7 @@ def sample_tokens(key: Key, state: GrammarState, length: int) -> tuple[GrammarSt
     """
 
     def step(state: GrammarState, key: Key) -> tuple[GrammarState, Array]:
-        token = jax.random.categorical(key, jnp.where(allowed(state), 0.0, -jnp.inf)).astype(jnp.int32)
+        token = jax.random.categorical(key, jnp.where(allowed(state), _LOG_WEIGHTS, -jnp.inf)).astype(jnp.int32)
         return advance(state, token), token
 
     return jax.lax.scan(step, state, jax.random.split(key, length))

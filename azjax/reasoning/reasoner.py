@@ -65,6 +65,9 @@ class ReasonerConfig:
     """Level at the start, which then grows; 0: the domain's highest, from the start."""
     grow_at: float = traced(0.6)
     """Success rate of the solver, in every task type, at which the level grows by 1."""
+    steps: Literal["joint", "task"] = static("joint")
+    """One step of the learner on all answers, or one for each task type, whose answers are then no wider than they need
+    be: several times as many steps for less computation, but each sees one task type."""
     imitation: float = traced(1.0)
     """Weight of a token of an imitated answer, where an advantage is about 1."""
     imitate_updates: int = static(0)
@@ -100,10 +103,15 @@ class ReasonerConfig:
             "baseline": get_args(Baseline),
             "score": get_args(LearnabilityKind),
             "whiten": ("sample", "token"),
+            "steps": ("joint", "task"),
         }
         for name, known in choices.items():
             value = getattr(self, name)
             require(value in known, f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        require(
+            self.baseline != "global" or self.steps == "joint",
+            "baseline 'global' compares all answers; it needs steps 'joint'",
+        )
         require(
             self.baseline != "question" or self.learn_from_attempts,
             "baseline 'question' compares attempts at one question; it needs learn_from_attempts",
@@ -224,13 +232,20 @@ def make_reasoner(
             played.append(play(task_key, state_now, task, *proposed[task], learner.axis_name))
             memory = played[-1].memory
             info |= {f"{domain.tasks[task]}/{name}": x for name, x in played[-1].info.items()}
-        rows = join([rows for one in played for rows in one.rows])
-        advantages, returns = _advantages(rows, state, len(domain.tasks), learner.axis_name)
-        batch = as_batch(rows, advantages, returns)
-        fitted, fit_info = learner.fit(state.learner, batch, fit_key)
+        parts = [one.rows for one in played]
+        if config.steps == "joint":
+            parts = [[rows for part in parts for rows in part]]
+        fitted, trained, infos = state.learner, jnp.zeros((), jnp.uint32), []
+        for part, part_key in zip(parts, jax.random.split(fit_key, len(parts)), strict=True):
+            rows = join(part)
+            batch = as_batch(rows, *_advantages(rows, state, len(domain.tasks), learner.axis_name))
+            fitted, fit_info = learner.fit(fitted, batch, part_key)
+            trained += batch.mask.sum(dtype=jnp.uint32)
+            infos.append(fit_info)
+        fit_info = jax.tree.map(lambda *x: sum(x) / len(x), *infos)
         spent = (
             sum((one.decoded for one in played), jnp.zeros((), jnp.uint32)),
-            batch.mask.sum(dtype=jnp.uint32),
+            trained,
             jnp.uint32(sum(one.executions for one in played)),
         )
         counts = Counts(*(_count(c, x, learner.axis_name) for c, x in zip(state.counts, spent, strict=True)))
