@@ -61,7 +61,7 @@ def test_nothing_is_compiled_anew_while_memory_fills(run):
 
 
 def test_what_is_spent_is_counted_over_all_devices(run):
-    states, infos, _ = run
+    states, _, _ = run
     counts = jax.tree.map(lambda x: x[0], states[-1].counts)
     # An expression's own number and all 11; 8 proposals, 24 answers and 8 relabelled ones of each task, two devices.
     assert counter_to_int(counts.executions) == 6 * 2 * (2 * 8 * 12 + 24 + 8)
@@ -196,7 +196,7 @@ def test_two_devices_under_shard_map_do_what_two_lanes_do(run, require_devices):
         return jax.tree.map(lambda x: x[None], (new, info))
 
     program = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-    state = states[0]
+    state = jax.device_put(states[0], jax.sharding.NamedSharding(mesh, spec))
     for _ in range(2):
         state, info = program(state)
     for leaf in jax.tree.leaves(jax.tree.map(np.asarray, (state.learner, state.counts, state.level))):
