@@ -11,7 +11,9 @@ induction  pairs of input and output    it is a program that gives the hidden ou
 Answers are values and programs that the grammar automaton read, compared here by executing the language: no text is
 evaluated, nothing of an answer takes part in its own judgement, and whatever fails on the way is wrong.
 
-Prompts have a fixed width and their tokens at the right end, so the answer begins at the same position in every lane.
+Every part of a prompt has places of its own, as many as its longest form takes, filled up with `PAD`, to which nothing
+attends. So items of an input and of its output that belong together are always equally far apart, and the answer
+begins at the same place in every lane. Packed prompts, in which distances depend on lengths, were far harder to learn.
 
 References:
   Zhao et al., 2025, Absolute Zero: Reinforced Self-play Reasoning with Zero Data, arXiv 2505.03335, sections 3.2, 3.3.
@@ -44,7 +46,6 @@ from azjax.reasoning.tokens import (
     FIRST_SIGNATURE,
     INDUCTION,
     INPUT,
-    INPUT_TOKENS,
     OUTPUT,
     PROGRAM,
     PROPOSE,
@@ -52,7 +53,6 @@ from azjax.reasoning.tokens import (
     SOLVE,
     VALUE_TOKENS,
     longest_program,
-    pack_segments,
     program_tokens,
     value_tokens,
 )
@@ -97,16 +97,15 @@ def solver_prompt(
       lines: the most that any of the programs has, static.
     """
     shape = triplet.program.signature.shape
-    head = [_constant(shape, SOLVE), _constant(shape, _TOKEN[task])]
+    parts = [_constant(shape, SOLVE), _constant(shape, _TOKEN[task])]
     if task == "induction":
-        head.append(FIRST_SIGNATURE + triplet.program.signature.astype(jnp.int32)[..., None])
+        parts.append(FIRST_SIGNATURE + triplet.program.signature.astype(jnp.int32)[..., None])
         for n in range(shown):
-            head += [*_input(triplet, n), *_output(triplet, n)]
+            parts += [*_input(triplet, n, inputs), *_output(triplet, n)]
     else:
-        head += _program(triplet)
-        head += _input(triplet, 0) if task == "deduction" else _output(triplet, 0)
-    width = prompt_tokens("solve", task, shown, inputs=inputs, lines=lines)
-    return pack_segments([*head, _constant(shape, ANSWER)], width, right=True)
+        parts += _program(triplet, lines)
+        parts += _input(triplet, 0, inputs) if task == "deduction" else _output(triplet, 0)
+    return jnp.concatenate([*parts, _constant(shape, ANSWER)], axis=-1)
 
 
 def proposer_prompt(task: Task, references: Triplet, *, inputs: int = MAX_INPUTS, lines: int = MAX_LINES) -> Array:
@@ -122,16 +121,14 @@ def proposer_prompt(task: Task, references: Triplet, *, inputs: int = MAX_INPUTS
       lines: the most that any of the programs has, static.
     """
     *shape, number = references.program.signature.shape
-    segments = [_constant(shape, PROPOSE), _constant(shape, _TOKEN[task])]
+    parts = [_constant(shape, PROPOSE), _constant(shape, _TOKEN[task])]
     for n in range(number):
         one: Triplet = jax.tree.map(lambda x, n=n: jnp.take(x, n, axis=len(shape)), references)
         if task == "induction":
-            segments += _program(one)
+            parts += _program(one, lines)
         else:
-            segments += [_constant(shape, REFERENCE), *_program(one), *_input(one, 0), *_output(one, 0)]
-    segments.append(_constant(shape, ANSWER))
-    width = prompt_tokens("propose", task, number, inputs=inputs, lines=lines)
-    return pack_segments(segments, width, right=True)
+            parts += [_constant(shape, REFERENCE), *_program(one, lines), *_input(one, 0, inputs), *_output(one, 0)]
+    return jnp.concatenate([*parts, _constant(shape, ANSWER)], axis=-1)
 
 
 def prompt_tokens(
@@ -282,14 +279,15 @@ def _constant(shape: Sequence[int], token: int) -> Array:
     return jnp.full((*shape, 1), token, jnp.int32)
 
 
-def _program(triplet: Triplet) -> list[Array]:
-    return [_constant(triplet.program.signature.shape, PROGRAM), program_tokens(triplet.program)]
+def _program(triplet: Triplet, lines: int) -> list[Array]:
+    tokens = program_tokens(triplet.program)[..., : longest_program(lines)]
+    return [_constant(triplet.program.signature.shape, PROGRAM), tokens]
 
 
-def _input(triplet: Triplet, n: int) -> list[Array]:
+def _input(triplet: Triplet, n: int, inputs: int) -> list[Array]:
     shape = triplet.program.signature.shape
     tokens = value_tokens(jax.tree.map(lambda x: jnp.take(x, n, axis=len(shape)), triplet.inputs))
-    return [_constant(shape, INPUT), tokens.reshape(*shape, INPUT_TOKENS)]
+    return [_constant(shape, INPUT), tokens[..., :inputs, :].reshape(*shape, inputs * VALUE_TOKENS)]
 
 
 def _output(triplet: Triplet, n: int) -> list[Array]:
