@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,9 +11,11 @@ import pytest
 
 from azjax.cli import main
 from azjax.config import ConfigError
+from azjax.ppo import PPOConfig
+from azjax.reasoning.reasoner import ReasonerConfig
 from azjax.reasoning.text import format_value
 from azjax.runs.reason_model import load_model, save_model
-from azjax.runs.reason_options import DomainOptions, ReasonOptions, differing, parse_options, to_yaml
+from azjax.runs.reason_options import DomainOptions, ReasonOptions, differing, parse_options, resolve, to_yaml
 from azjax.runs.reason_use import propose, read_task, solve
 from azjax.trpo import TRPOConfig
 
@@ -194,5 +197,13 @@ def test_options_survive_a_file_and_changes_are_told(tmp_path):
     assert parse_options(to_yaml(options).encode(), tmp_path) == options
     other = ReasonOptions(seed=3, updates=7)
     assert differing(ReasonOptions(), other) == ["seed 0 -> 3"]
+    assert differing(ReasonOptions(), options)[0] == "algorithm ppo -> trpo"
     with pytest.raises(ConfigError, match="no run of the reasoner"):
         parse_options(b"schema: 1\nenv: ant\n", tmp_path)
+
+
+def test_a_schedule_falls_over_all_steps_of_the_run():
+    falling = PPOConfig(normalize_observations=False, schedule="cosine")
+    options = ReasonOptions(updates=100, learner=falling, reasoner=ReasonerConfig(steps="task"))
+    assert resolve(options).learner.schedule_updates == 300  # a step for each of three task types
+    assert resolve(dataclasses.replace(options, reasoner=ReasonerConfig())).learner.schedule_updates == 100

@@ -30,7 +30,16 @@ from azjax.runs.loop import Clock, Position
 from azjax.runs.plots import plot_success
 from azjax.runs.policy import params_sha256
 from azjax.runs.reason_model import save_model
-from azjax.runs.reason_options import ReasonOptions, differing, make_parts, parse_options, read_options, to_yaml
+from azjax.runs.reason_options import (
+    ReasonOptions,
+    differing,
+    fits,
+    make_parts,
+    parse_options,
+    read_options,
+    resolve,
+    to_yaml,
+)
 from azjax.runs.resume import read_position
 from azjax.runs.sinks import check_wandb
 
@@ -71,6 +80,7 @@ def train(options: ReasonOptions) -> ReasonResult:
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
     clock = Clock()
+    options = resolve(options)
     options.validate()
     if options.run is not None:
         check_free(options.run)
@@ -147,7 +157,8 @@ def _lengthened(options: ReasonOptions, updates: int, saved: Sequence[int]) -> R
     common = math.gcd(updates, *saved)
     most = options.updates_per_call or 1
     per_call = max(n for n in range(1, most + 1) if common % n == 0)
-    return dataclasses.replace(options, updates=updates, updates_per_call=per_call)
+    longer = dataclasses.replace(options, updates=updates, updates_per_call=per_call)
+    return dataclasses.replace(longer, learner=options.learner.lengthened(fits(longer), fits(options)))
 
 
 def _prepare(options: ReasonOptions) -> _Prepared:

@@ -28,9 +28,11 @@ __all__ = [
     "ReasonOptions",
     "default_learner_config",
     "differing",
+    "fits",
     "make_parts",
     "parse_options",
     "read_options",
+    "resolve",
     "to_yaml",
 ]
 
@@ -201,6 +203,17 @@ class ReasonOptions(DomainOptions):
         make_parts(self, held_out=None)
 
 
+def resolve(options: ReasonOptions) -> ReasonOptions:
+    """Fills in the length of a falling schedule of the learning rate, which the learner counts in calls of ``fit``."""
+    return dataclasses.replace(options, learner=options.learner.lengthened(fits(options)))
+
+
+def fits(options: ReasonOptions) -> int:
+    """How often the learner's ``fit`` is called in the run."""
+    tasks = len(options.make_domain().tasks) if options.reasoner.steps == "task" else 1
+    return options.updates * tasks
+
+
 def make_parts(options: ReasonOptions, held_out: np.ndarray | None) -> tuple[Domain, TokenPolicy, Reasoner]:
     """Domain, model and training program of a run; nothing is compiled.
 
@@ -266,11 +279,20 @@ def parse_options(content: bytes, path: Path) -> ReasonOptions:
 # What may differ between two processes of one run.
 _MAY_CHANGE = frozenset({
     "run", "quiet", "cache", "updates", "updates_per_call", "evaluations", "tensorboard", "wandb", "checkpoint_seconds",
-    "keep_checkpoints",
+    "keep_checkpoints", "schedule_updates",
 })  # fmt: skip
 
 
 def differing(then: ReasonOptions, now: ReasonOptions) -> list[str]:
     """Options that must not change within a run and did, as ``name then -> now``."""
-    pairs = zip(to_plain(then).items(), to_plain(now).values(), strict=True)
-    return [f"{name} {old} -> {new}" for (name, old), new in pairs if old != new and name not in _MAY_CHANGE]
+    before, after = (_flat(options) for options in (then, now))
+    names = [name for name in dict.fromkeys([*before, *after]) if name not in _MAY_CHANGE]
+    changes = [(name, before.get(name), after.get(name)) for name in names]
+    return [f"{name} {old} -> {new}" for name, old, new in changes if old != new]
+
+
+def _flat(options: ReasonOptions) -> dict[str, Any]:
+    """The options by name, those of the learner beside the others."""
+    plain = to_plain(options)
+    learner = plain.pop(options.algorithm)
+    return plain | learner
