@@ -110,7 +110,7 @@ def test_a_token_depends_on_nothing_behind_it(params):
     assert float(jnp.abs(logits[:, 5:] - changed[:, 5:]).max()) > 1e-3
 
 
-@pytest.mark.parametrize(("size", "millions"), zip(MODEL_SIZES, (0.41, 1.6, 3.2, 6.0), strict=True))
+@pytest.mark.parametrize(("size", "millions"), zip(MODEL_SIZES, (0.109, 0.41, 1.6, 3.2, 6.0), strict=True))
 def test_sizes(size, millions):
     params = jax.eval_shape(policy_of_size(size, len(VOCABULARY)).init, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(params)) / 1e6 == pytest.approx(millions, rel=0.05)

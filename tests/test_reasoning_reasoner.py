@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from azjax.config import ConfigError
+from azjax.counters import counter_to_int
 from azjax.reasoning.arithmetic import ArithmeticDomain, Expression, evaluate
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import PAD, TokenPolicy
-from azjax.reasoning.reasoner import ReasonerConfig, default_learner, make_reasoner
+from azjax.reasoning.reasoner import ReasonerConfig, _baseline_advantages, default_learner, make_reasoner
 from azjax.reasoning.rows import Rows, as_batch, join, token_advantages
 from azjax.trpo import TRPOConfig, trpo
 
@@ -57,6 +58,21 @@ def test_nothing_is_compiled_anew_while_memory_fills(run):
     assert (sizes[0] == 1).all()
     assert (np.diff(sizes, axis=0) >= 0).all()
     assert (sizes[-1] > 8).all()
+
+
+def test_what_is_spent_is_counted_over_all_devices(run):
+    states, _, _ = run
+    counts = jax.tree.map(lambda x: x[0], states[-1].counts)
+    # An expression's own number and all 11; 8 proposals, 24 answers and 8 relabelled ones of each task, two devices.
+    assert counter_to_int(counts.executions) == 6 * 2 * (2 * 8 * 12 + 24 + 8)
+    decoded, trained = counter_to_int(counts.decoded), counter_to_int(counts.trained)
+    proposals = 6 * 2 * 2 * 4  # those that are written; 4 to 8 tokens each
+    answers = 6 * 2 * 2 * 24  # one token each
+    assert answers + 4 * proposals <= decoded <= answers + 8 * proposals
+    assert 6 * 2 * 2 * 8 <= trained <= decoded + 6 * 2 * 2 * 8
+    for step, state in enumerate(states):
+        assert int(state.updates[0]) == step
+        assert counter_to_int(jax.tree.map(lambda x: x[1], state.counts.executions)) == step * 2 * (192 + 32)
 
 
 def test_devices_share_parameters_and_have_memories_of_their_own(run):
@@ -145,6 +161,8 @@ def test_arithmetic_by_hand():
         ({"advantages": "gae"}, "value_head=True"),
         ({"score": "max"}, "score is 'max'; it must be one of variance"),
         ({"first_level": 9}, "the domain has 3"),
+        ({"whiten": "word"}, "whiten is 'word'; it must be one of sample, token"),
+        ({"leak": 1.5}, "leak"),
     ],
 )
 def test_bad_configurations_are_refused(change, message):
@@ -165,6 +183,55 @@ def updates(domain, policy, config, number, learner=None):
 
 
 @pytest.mark.slow
+def test_two_devices_under_shard_map_do_what_two_lanes_do(run, require_devices):
+    require_devices(2)
+    states, _, _ = run
+    config = ReasonerConfig(batch=8, attempts=2, grow_at=-1.0, **REMEDIES | {"imitate_updates": 0})
+    reasoner = make_reasoner(DOMAIN, POLICY, config, learner=default_learner(POLICY, axis_name="devices"))
+    mesh = jax.make_mesh((2,), ("devices",), devices=jax.devices()[:2])
+    spec = jax.sharding.PartitionSpec("devices")
+
+    def step(state):
+        new, info = reasoner.step(jax.tree.map(lambda x: x[0], state))
+        return jax.tree.map(lambda x: x[None], (new, info))
+
+    program = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    state = jax.device_put(states[0], jax.sharding.NamedSharding(mesh, spec))
+    for _ in range(2):
+        state, info = program(state)
+    for leaf in jax.tree.leaves(jax.tree.map(np.asarray, (state.learner, state.counts, state.level))):
+        np.testing.assert_array_equal(leaf[0], leaf[1])  # the replicas are equal bit for bit
+    for a, b in zip(jax.tree.leaves(state.memory), jax.tree.leaves(states[2].memory), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(state.learner.params), jax.tree.leaves(states[2].learner.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    assert all(np.isfinite(x).all() for x in info.values())
+
+
+def test_whitening_by_tokens_weighs_long_answers_more():
+    rows = rows_by_hand()._replace(counts=jnp.ones(2, bool), imitated=jnp.zeros(2, bool))
+    by_sample, by_token = (
+        _baseline_advantages(rows, ReasonerConfig(whiten=whiten), 1, None) for whiten in ("sample", "token")
+    )
+    np.testing.assert_allclose(by_sample, [1.0, -1.0], atol=1e-6)
+    # Rewards 1, 1, 1 and -1: mean 0.5, deviation sqrt(3) / 2.
+    np.testing.assert_allclose(by_token, np.array([0.5, -1.5]) / (np.sqrt(3) / 2), atol=1e-6)
+
+
+def test_a_gate_leaks_as_much_as_it_is_told_to():
+    def accepted(leak):
+        config = ReasonerConfig(batch=200, attempts=2, uniform_share=1.0, first_level=1, leak=leak)
+        reasoner = make_reasoner(ArithmeticDomain(capacity=256), POLICY, config)
+        state = jax.jit(reasoner.init)(jax.random.key(0))
+        return float(jax.jit(reasoner.step)(state)[1]["invert/accepted"])
+
+    tight, leaky, none = map(accepted, (0.0, 0.5, 1.0))
+    assert tight < 0.97  # x + 0, x * 0 and x * 1 are refused
+    assert none == 1.0
+    assert leaky == pytest.approx((tight + none) / 2, abs=0.04)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -181,6 +248,14 @@ def test_other_switches_run(change):
     assert all(np.isfinite(x) for info in infos for x in info.values())
     assert (infos[0]["evaluate/formatted"] < 1) == ("constrained" in change)
     assert ("value_loss" in infos[0]) == policy.value_head
+
+
+def test_trpo_refuses_a_value_head_that_shares_the_policy_s_network():
+    policy = dataclasses.replace(POLICY, value_head=True)
+    learner = trpo(TRPOConfig(normalize_observations=False), network=policy)
+    reasoner = make_reasoner(DOMAIN, policy, ReasonerConfig(batch=4, attempts=2), learner=learner)
+    with pytest.raises(ConfigError, match="use a network with separate torsos and heads"):
+        jax.eval_shape(reasoner.init, jax.random.key(0))
 
 
 @pytest.mark.slow
@@ -215,7 +290,7 @@ def test_list_programs_that_were_drawn_are_verified_and_their_solutions_right(li
     for task in range(3):
 
         def solved(key, task=task):
-            proposals = lists.verify(task, lists.draw(key, task, 32, jnp.int32(2)), jnp.int32(0))
+            (proposals,) = lists.verify([task], lists.draw(key, [task], 32, jnp.int32(2)), jnp.int32(0))
             _, state = lists.pose(task, proposals.item, jnp.int32(4))
             answer = lists.solution(task, proposals.item)
             state = jax.lax.scan(lambda s, t: (jax.vmap(lists.advance)(s, t), None), state, answer.T)[0]

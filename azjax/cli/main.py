@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "write an HTML page about runs: azjax report RUN [RUN ...] [--output FILE] ...",
     "render": "show an episode of a trained policy: azjax render DIR [--output FILE.html|.gif|.mp4] ...",
     "export": "write a trained policy as StableHLO and numpy files: azjax export DIR [--output FILE.stablehlo] ...",
+    "reason": "train, examine and use a reasoner: azjax reason train|evaluate|solve|propose ...",
     "envs": "list the environments with their sizes and backends",
     "doctor": "say what is installed, which devices JAX sees, and whether a tiny training step works",
 }

@@ -7,6 +7,7 @@ and x are given, the result is asked) and `invert` (expression and result are gi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import jax
@@ -147,26 +148,33 @@ class ArithmeticDomain:
         """The grammar's state is all that was said."""
         return state
 
-    def draw(self, key: Key, task: int, number: int, level: Array) -> Written:
-        """Each token uniform among those allowed."""
+    def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> tuple[Written, ...]:
+        """Each token uniform among those allowed, in chains of lengths up to one that is uniform."""
+        level_key, token_key = jax.random.split(key)
+        # `end` is one among four tokens that may follow: without a bound of their own few chains would be short.
+        levels = jax.random.randint(level_key, (len(tasks) * number,), 1, level + 1)
 
         def step(state: Written, key: Key) -> tuple[Written, None]:
             legal = jax.vmap(self.allowed)(state)
             token = jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf)).astype(jnp.int32)
             return jax.vmap(self.advance)(state, token), None
 
-        start = self._expect(number, OPERATION, level)
-        return jax.lax.scan(step, start, jax.random.split(key, self.proposal_tokens(task)))[0]
+        start = self._expect(len(tasks) * number, OPERATION, levels)
+        written = jax.lax.scan(step, start, jax.random.split(token_key, self.proposal_tokens(0)))[0]
+        return tuple(jax.tree.map(lambda x, n=n: x[n * number : (n + 1) * number], written) for n in range(len(tasks)))
 
-    def verify(self, task: int, drafts: Written, step: Array) -> Proposals:
+    def verify(self, tasks: Sequence[int], drafts: Sequence[Written], step: Array) -> tuple[Proposals, ...]:
         """Accepts complete expressions that are neither constant nor the identity."""
+        return tuple(map(self._verified, drafts))
+
+    def _verified(self, drafts: Written) -> Proposals:
         formatted = (drafts.section == DONE) & ~drafts.failed
         expression = Expression(drafts.operations, drafts.constants, drafts.number, drafts.number)
         x = jnp.arange(MODULUS)
         table = evaluate(jax.tree.map(lambda leaf: leaf[:, None], expression), x)
         informative = (table != table[:, :1]).any(-1) & (table != x).any(-1)
         item = expression._replace(result=evaluate(expression, expression.x))
-        return Proposals(item, formatted, formatted & informative, hash_rows(table), drafts.step)
+        return Proposals(item, formatted, formatted, formatted & informative, hash_rows(table), drafts.step)
 
     def remember(
         self, memory: tuple[Memory, ...], task: int, proposals: Proposals, step: Array
@@ -202,6 +210,11 @@ class ArithmeticDomain:
         """The result, or x."""
         return _number(item.result if self.tasks[task] == "evaluate" else item.x)
 
+    def executions(self, task: int, *, proposals: int, answers: int, relabelled: int) -> int:
+        """A proposal is evaluated on every number and once more; an answer only if it is an x."""
+        again = 0 if self.tasks[task] == "evaluate" else answers + relabelled
+        return proposals * (MODULUS + 1) + again
+
     def relabel(self, task: int, item: Expression, state: Written) -> tuple[Expression, Array]:
         """A wrong x is a right one for the result that it does lead to; a wrong result is right for nothing."""
         formatted = (state.section == DONE) & ~state.failed
@@ -209,7 +222,7 @@ class ArithmeticDomain:
             return item, jnp.zeros_like(formatted)
         return item._replace(x=state.number, result=evaluate(item, state.number)), formatted
 
-    def _expect(self, number: int, section: int, level: Array) -> Written:
+    def _expect(self, number: int, section: int, level: Array) -> Written:  # level [] or [number]
         zero, steps = jnp.zeros(number, jnp.int32), jnp.zeros((number, STEPS), jnp.int32)
         return Written(zero + section, steps, steps, zero, zero, zero + level, jnp.zeros(number, bool))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from azjax.reasoning.model import MASKED, PAD, TokenPolicy
 from azjax.types import Array, Key, Params
@@ -47,8 +49,8 @@ def decode(
     state: S,
     length: int,
     *,
-    copies: int = 1,
-    greedy: bool = False,
+    copies: int | Sequence[int] = 1,
+    greedy: bool | Array = False,
     constrained: bool = True,
 ) -> Answers[S]:
     """Samples answers.
@@ -61,9 +63,9 @@ def decode(
       prompts: int32 `[N, W]`, `PAD` on the left.
       state: `[N]`, what the grammar expects first.
       length: R, static.
-      copies: independent answers to each prompt, static; the prompt is read once. Those to one are neighbours:
-        the answers are `[N * copies]`.
-      greedy: the most probable token each time, static.
+      copies: independent answers to each prompt, or to every one of the N, static; the prompt is read once. Those to
+        one are neighbours: with one number the answers are `[N * copies]`.
+      greedy: take the most probable token each time; for all answers, or bool for each of them.
       constrained: choose only among the tokens that the grammar allows, static. Without it a token that is not allowed
         ends the answer, which has then failed.
 
@@ -73,9 +75,10 @@ def decode(
     number, width = prompts.shape
     cache = policy.empty_cache(number, width + length)
     logits, value, cache = policy.extend(params, prompts, cache, 0, first=width - 1)
-    cache, state, logits, value = jax.tree.map(
-        lambda x: jnp.repeat(x, copies, axis=0) if copies > 1 else x, (cache, state, logits, value)
-    )
+    each = np.broadcast_to(np.asarray(copies), number)
+    if (each != 1).any():
+        read = (cache, state, logits, value)
+        cache, state, logits, value = jax.tree.map(lambda x: x[np.repeat(np.arange(number), each)], read)
 
     def step(carry: Any, xs: tuple[Array, Key]) -> tuple[Any, Any]:
         state, cache, logits, value = carry
@@ -84,7 +87,8 @@ def decode(
         ended = legal[:, PAD]
         choice = legal if constrained else legal | ~ended[:, None]
         log_probs = jax.nn.log_softmax(jnp.where(choice, logits[:, 0], MASKED))
-        token = jnp.argmax(log_probs, axis=-1) if greedy else jax.random.categorical(key, log_probs)
+        sampled = jax.random.categorical(key, log_probs)
+        token = jnp.where(greedy, jnp.argmax(log_probs, axis=-1), sampled)
         token = token.astype(jnp.int32)
         log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
         seen = jnp.zeros_like(log_prob) if value is None else value[:, 0]

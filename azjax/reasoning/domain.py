@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from azjax.types import Array, Key
@@ -14,6 +15,7 @@ class Proposals(NamedTuple):
 
     item: Any  # [B] the tasks, as the domain keeps them; meaningful where accepted
     formatted: Array  # bool [B] the answer was complete and of the right form
+    admissible: Array  # bool [B] formatted and not of the test set: what a leaky gate may let through
     accepted: Array  # bool [B] passed every gate: it may be learned from
     meaning: Array  # uint32 [B, 2] equal for proposals with the same meaning
     level: Array  # int32 [B] how long or deep each is
@@ -70,12 +72,12 @@ class Domain(Protocol):
         """Parses proposals from the grammar's last states, `[B]`; nothing is verified yet."""
         ...
 
-    def draw(self, key: Key, task: int, number: int, level: Array) -> Any:
-        """Proposals drawn from the grammar, as ``read`` gives them, `[number]`."""
+    def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> Sequence[Any]:
+        """For each task type, proposals drawn from the grammar, as ``read`` gives them, `[number]`."""
         ...
 
-    def verify(self, task: int, drafts: Any, step: Array) -> Proposals:
-        """Passes what ``read`` and ``draw`` gave through every gate; ``step`` grows from call to call."""
+    def verify(self, tasks: Sequence[int], drafts: Sequence[Any], step: Array) -> Sequence[Proposals]:
+        """Passes what ``read`` and ``draw`` gave for each task type through every gate; ``step`` grows by the call."""
         ...
 
     def remember(self, memory: Any, task: int, proposals: Proposals, step: Array) -> tuple[Any, Array]:
@@ -96,6 +98,10 @@ class Domain(Protocol):
 
     def solution(self, task: int, item: Any) -> Array:
         """A right answer to each, int32 `[B, answer_tokens(task)]`, known from verification."""
+        ...
+
+    def executions(self, task: int, *, proposals: int, answers: int, relabelled: int) -> int:
+        """How many executions of a program on an input it takes to verify, check and relabel so many."""
         ...
 
     def relabel(self, task: int, item: Any, state: Any) -> tuple[Any, Array]:

@@ -32,6 +32,7 @@ from azjax.reasoning.language import (
     OPERATIONS,
     PROPOSABLE,
     SIGNATURE_KINDS,
+    SIGNATURES,
     SLOTS,
     Program,
     Value,
@@ -75,6 +76,15 @@ the closing bracket, nothing."""
 PROPOSAL_TOKENS: Final = PROGRAM_TOKENS + INPUT_TOKENS
 """The longest proposal: a program and one input. Answers: `PROGRAM_TOKENS - 1`, `INPUT_TOKENS`, `VALUE_TOKENS`."""
 
+
+def _log_weights() -> np.ndarray:
+    weights = np.ones(len(VOCABULARY), np.float32)
+    lambdas = np.array([max(int((LAMBDA_KIND[1:] == kind).sum()), 1) for kind in OP_LAMBDAS[1:]])
+    weights[FIRST_OPERATION : FIRST_OPERATION + len(lambdas)] = lambdas
+    return np.log(weights)
+
+
+_LOG_WEIGHTS = _log_weights()
 _INTEGERS_USED = (OP_ARGUMENTS == INT).sum(1)
 _LISTS_USED = (OP_ARGUMENTS == LIST).sum(1)
 
@@ -90,13 +100,21 @@ class GrammarState(NamedTuple):
     unused: Array  # bool [SLOTS] variables that no line has used yet
     line: Array  # int32 [] lines written
     max_lines: Array  # int32 []
+    signatures: Array  # int32 [] the first so many may be chosen
     examples: Array  # int32 [] how many inputs follow the program
     example: Array  # int32 [] which is being written
     slot: Array  # int32 [] which of its values
     failed: Array  # bool [] a token came that was not allowed
 
 
-def _state(section: int, kinds: Array, examples: Array | int, capacity: int, max_lines: Array | int) -> GrammarState:
+def _state(
+    section: int,
+    kinds: Array,
+    examples: Array | int,
+    capacity: int,
+    max_lines: Array | int = MAX_LINES,
+    signatures: int = len(SIGNATURES),
+) -> GrammarState:
     zero = jnp.zeros((), jnp.int32)
     variables = jnp.zeros(SLOTS, jnp.int32).at[:MAX_INPUTS].set(kinds)
     return GrammarState(
@@ -108,6 +126,7 @@ def _state(section: int, kinds: Array, examples: Array | int, capacity: int, max
         unused=variables != NONE,
         line=zero,
         max_lines=zero + max_lines,
+        signatures=zero + signatures,
         examples=zero + examples,
         example=zero,
         slot=zero,
@@ -115,9 +134,9 @@ def _state(section: int, kinds: Array, examples: Array | int, capacity: int, max
     )
 
 
-def expect_proposal(max_lines: Array | int = MAX_LINES) -> GrammarState:
-    """A signature, a program of 1 to ``max_lines`` lines and one input: what a proposer writes."""
-    return _state(SIGNATURE, jnp.zeros(MAX_INPUTS, jnp.int32), 1, 1, max_lines)
+def expect_proposal(max_lines: Array | int = MAX_LINES, signatures: int = len(SIGNATURES)) -> GrammarState:
+    """One of the first ``signatures``, a program of 1 to ``max_lines`` lines and one input: what a proposer writes."""
+    return _state(SIGNATURE, jnp.zeros(MAX_INPUTS, jnp.int32), 1, 1, max_lines, signatures)
 
 
 def expect_program(signature: Array | int, max_lines: Array | int = MAX_LINES) -> GrammarState:
@@ -130,12 +149,12 @@ def expect_program(signature: Array | int, max_lines: Array | int = MAX_LINES) -
 def expect_inputs(signature: Array | int, examples: int = 1) -> GrammarState:
     """So many inputs: the answer to an abduction task, or what is proposed for induction. ``examples`` is static."""
     kinds = jnp.take(jnp.asarray(SIGNATURE_KINDS), jnp.asarray(signature), axis=0, mode="clip")
-    return _state(VALUE, kinds, examples, examples, MAX_LINES)
+    return _state(VALUE, kinds, examples, examples)
 
 
 def expect_value(kind: Array | int) -> GrammarState:
     """One value: the answer to a deduction task."""
-    return _state(VALUE, jnp.zeros(MAX_INPUTS, jnp.int32).at[0].set(kind), 1, 1, MAX_LINES)
+    return _state(VALUE, jnp.zeros(MAX_INPUTS, jnp.int32).at[0].set(kind), 1, 1)
 
 
 def succeeded(state: GrammarState) -> Array:
@@ -183,7 +202,7 @@ def _lines_needed(integers: Array, lists: Array) -> Array:
 
 def _signatures(state: GrammarState) -> Array:
     needed = _lines_needed(jnp.asarray((SIGNATURE_KINDS == INT).sum(1)), jnp.asarray((SIGNATURE_KINDS == LIST).sum(1)))
-    return needed <= state.max_lines
+    return (needed <= state.max_lines) & (np.arange(len(SIGNATURES)) < state.signatures)
 
 
 def _fits(state: GrammarState, op: Array | np.ndarray, integers: Array, lists: Array) -> Array:
@@ -300,7 +319,10 @@ def read(state: GrammarState, tokens: Array) -> GrammarState:
 
 
 def sample_tokens(key: Key, state: GrammarState, length: int) -> tuple[GrammarState, Array]:
-    """Each token uniform among those allowed: the random proposer.
+    """Each token uniform among those allowed, but functions as often as they have lambdas: the random proposer.
+
+    So all programs of one line are equally frequent. With functions alike, each lambda of `Map` would come up a tenth
+    as often as `Sum`.
 
     Args:
       key: consumed.
@@ -312,7 +334,7 @@ def sample_tokens(key: Key, state: GrammarState, length: int) -> tuple[GrammarSt
     """
 
     def step(state: GrammarState, key: Key) -> tuple[GrammarState, Array]:
-        token = jax.random.categorical(key, jnp.where(allowed(state), 0.0, -jnp.inf)).astype(jnp.int32)
+        token = jax.random.categorical(key, jnp.where(allowed(state), _LOG_WEIGHTS, -jnp.inf)).astype(jnp.int32)
         return advance(state, token), token
 
     return jax.lax.scan(step, state, jax.random.split(key, length))

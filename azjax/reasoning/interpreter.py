@@ -130,7 +130,8 @@ def execute(program: Program, inputs: Value, counter: Array | int = 0) -> tuple[
       >>> int(output.items[0]), bool(valid)
       (12, True)
     """
-    _, output, valid = _run(program, inputs, counter)
+    variables, valid = _run(program, inputs, counter)
+    output = _last(program, variables)
     return _stacked(jax.tree.map(lambda x: jnp.where(valid, x, 0), output)), valid
 
 
@@ -146,13 +147,13 @@ def trace(program: Program, inputs: Value, counter: Array | int = 0) -> tuple[Va
       The variables `[..., SLOTS]`, inputs first, then the results of the lines (nothing where there is no line or where
       a line failed), and whether the execution was valid, bool `[...]`.
     """
-    variables, _, valid = _run(program, inputs, counter)
+    variables, valid = _run(program, inputs, counter)
     stacked = _stacked(variables)
     return Value(*(jnp.moveaxis(x, 0, valid.ndim) for x in stacked)), valid
 
 
-def _run(program: Program, inputs: Value, counter: Array | int) -> tuple[_Packed, _Packed, Array]:
-    """Every variable, along a leading axis; the output; and whether the execution was valid."""
+def _run(program: Program, inputs: Value, counter: Array | int) -> tuple[_Packed, Array]:
+    """Every variable, along a leading axis, and whether the execution was valid."""
     program, inputs = as_int32(program), as_int32(inputs)
     shape = jnp.broadcast_shapes(program.signature.shape, inputs.kind.shape[:-1], jnp.shape(counter))
     wanted = jnp.take(jnp.asarray(SIGNATURE_KINDS), program.signature, axis=0, mode="clip")
@@ -165,21 +166,31 @@ def _run(program: Program, inputs: Value, counter: Array | int) -> tuple[_Packed
         valid &= good
         variables = _store(variables, n, _pack(variable, good))
 
-    def step(n: Array, carry: tuple[_Packed, _Packed, Array, Array]) -> tuple[_Packed, _Packed, Array, Array]:
-        variables, output, valid, before = carry
-        line = jax.tree.map(lambda x: x[n], lines)
-        result = _pack(*_apply(line, variables, counter))
-        # A line behind a gap is refused: the gap would be in front of the program's end.
-        valid &= ~line.active | (_kind(result) != NONE) & before
-        output = jax.tree.map(lambda x, y: jnp.where(line.active, x, y), result, output)
-        return _store(variables, MAX_INPUTS + n, result), output, valid, jnp.broadcast_to(line.active, shape)
-
     lines = _decode(jnp.moveaxis(program.lines, -2, 0))
-    first = jax.tree.map(lambda rows: rows[0], variables)
-    variables, output, valid, _ = jax.lax.fori_loop(
-        0, MAX_LINES, step, (variables, first, valid, jnp.ones(shape, bool))
-    )
-    return variables, output, valid
+
+    # Nothing but the variables is carried: each array that a step leaves behind is compiled, and computed, as a line of
+    # its own.
+    def step(n: Array, variables: _Packed) -> _Packed:
+        line = jax.tree.map(lambda x: x[n], lines)
+        return _store(variables, MAX_INPUTS + n, _pack(*_apply(line, variables, counter)))
+
+    variables = jax.lax.fori_loop(0, MAX_LINES, step, variables)
+    for n in range(MAX_LINES):
+        active = lines.active[n]
+        valid &= ~active | (_kind(variables)[MAX_INPUTS + n] != NONE)
+        if n:
+            # A line behind a gap is refused: the gap would be in front of the program's end.
+            valid &= ~active | lines.active[n - 1]
+    return variables, valid
+
+
+def _last(program: Program, variables: _Packed) -> _Packed:
+    """The result of the last line, or the first input of a program without lines."""
+    output: _Packed = jax.tree.map(lambda rows: rows[0], variables)
+    for n in range(MAX_LINES):
+        active = program.lines[..., n, 0] != 0
+        output = jax.tree.map(lambda rows, x, a=active, n=n: jnp.where(a, rows[MAX_INPUTS + n], x), variables, output)
+    return output
 
 
 def _store(variables: _Packed, n: Array | int, variable: _Packed) -> _Packed:

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from azjax.config import require
 from azjax.reasoning import grammar
-from azjax.reasoning.buffers import Triplet, TripletBuffer, init_buffer, push, sample_newest, sample_uniform
+from azjax.reasoning.buffers import (
+    Triplet,
+    TripletBuffer,
+    init_buffer,
+    push,
+    sample_newest,
+    sample_recent,
+    sample_uniform,
+)
 from azjax.reasoning.domain import Proposals
-from azjax.reasoning.grammar import PROPOSAL_TOKENS, GrammarState, expect_proposal, sample_tokens, succeeded
+from azjax.reasoning.grammar import GrammarState, expect_proposal, sample_tokens, succeeded
 from azjax.reasoning.hashing import same_hash
 from azjax.reasoning.inputs import random_inputs
 from azjax.reasoning.interpreter import execute
-from azjax.reasoning.language import MAX_LINES, Program, Value, as_int32
+from azjax.reasoning.language import MAX_LINES, SIGNATURES, Program, Value, as_int32
 from azjax.reasoning.tasks import TASKS, expect_answer, expect_task, judge, proposer_prompt, solver_prompt
 from azjax.reasoning.tokens import (
-    INPUT_TOKENS,
-    PROGRAM_TOKENS,
     VALUE_TOKENS,
     VOCABULARY,
+    longest_program,
     pack_segments,
     program_tokens,
     value_tokens,
 )
-from azjax.reasoning.verification import probe, verify
+from azjax.reasoning.verification import PROBES, Verdict, probe, verify
 from azjax.reasoning.wellformed import examine
 from azjax.types import Array, Key
 
 __all__ = ["ListDomain"]
 
+T = TypeVar("T")
 _SPARE = 3
 """Inputs of a draft for each that is wanted."""
 
@@ -70,9 +80,14 @@ class ListDomain:
     """Refuse constants, identities and programs that fail on most probes."""
     held_out: Array | None = None
     """Meanings that may not be proposed, uint32 `[H, 2]`: those of the test set."""
+    recency: bool = False
+    """Draw past triplets, as references and to solve again, with a weight that grows from the oldest to the newest."""
+    two_inputs: bool = True
+    """Let programs have two inputs; otherwise a single list, for which prompts are a third narrower."""
+    max_lines: int = MAX_LINES
+    """Lines of the longest program."""
 
     tasks = TASKS
-    levels = MAX_LINES
     vocabulary = len(VOCABULARY)
     allowed = staticmethod(grammar.allowed)
     advance = staticmethod(grammar.advance)
@@ -88,14 +103,21 @@ class ListDomain:
             1 <= self.written <= self.examples,
             f"written is {self.written}; an induction proposer writes 1 to {self.examples} inputs",
         )
+        require(1 <= self.max_lines <= MAX_LINES, f"max_lines is {self.max_lines}; a program has 1 to {MAX_LINES}")
+
+    @property
+    def levels(self) -> int:
+        """The level is the number of lines."""
+        return self.max_lines
 
     def proposal_tokens(self, task: int) -> int:
         """Tokens of the longest proposal."""
-        return self.written * INPUT_TOKENS if TASKS[task] == "induction" else PROPOSAL_TOKENS
+        given = self._inputs * VALUE_TOKENS
+        return self.written * given if TASKS[task] == "induction" else longest_program(self.max_lines) + given
 
     def answer_tokens(self, task: int) -> int:
         """Tokens of the longest answer."""
-        return (VALUE_TOKENS, INPUT_TOKENS, PROGRAM_TOKENS - 1)[task]
+        return (VALUE_TOKENS, self._inputs * VALUE_TOKENS, longest_program(self.max_lines) - 1)[task]
 
     def init(self) -> tuple[TripletBuffer, ...]:
         """Buffers that hold the zero triplet."""
@@ -110,15 +132,20 @@ class ListDomain:
         if induction:
             # A program of either of the other tasks: the two buffers have the same layout.
             *keys, choice_key = jax.random.split(key, 3)
-            both = [sample_uniform(k, memory[n], number) for n, k in enumerate(keys)]
+            both = [self._sample(k, memory[n], number) for n, k in enumerate(keys)]
             first = jax.random.bernoulli(choice_key, 0.5, (number,))
             drawn = jax.tree.map(lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b), *both)
         else:
-            drawn = sample_uniform(key, memory[task], number * k)
+            drawn = self._sample(key, memory[task], number * k)
         references: Triplet = jax.tree.map(lambda x: x.reshape(number, k, *x.shape[1:]), drawn)
         context = drawn if induction else _nothing(number)
-        state = jax.vmap(lambda t: expect_task(TASKS[task], t, max_lines=level, examples=self.written))(context)
-        return proposer_prompt(TASKS[task], references), state, context
+
+        def expected(one: Triplet) -> GrammarState:
+            return expect_task(TASKS[task], one, max_lines=level, examples=self.written, signatures=self._signatures)
+
+        state = jax.vmap(expected)(context)
+        prompt = proposer_prompt(TASKS[task], references, inputs=self._inputs, lines=self.max_lines)
+        return prompt, state, context
 
     def read(self, key: Key, task: int, context: Triplet, state: GrammarState) -> Draft:
         """What was written; an induction task's other inputs are drawn here."""
@@ -129,32 +156,51 @@ class ListDomain:
         formatted = succeeded(state)
         return Draft(as_int32(program), inputs, jnp.full(formatted.shape, required), formatted)
 
-    def draw(self, key: Key, task: int, number: int, level: Array) -> Draft:
+    def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> tuple[Draft, ...]:
         """Programs written by the grammar alone, of lengths up to one that is uniform; and random inputs."""
         level_key, program_key, input_key = jax.random.split(key, 3)
+        total = len(tasks) * number
         # Few programs end early by themselves: `end` is one among many tokens that may follow.
-        levels = jax.random.randint(level_key, (number,), 1, level + 1)
-        state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n), PROPOSAL_TOKENS))(
-            jax.random.split(program_key, number), levels
+        levels = jax.random.randint(level_key, (total,), 1, level + 1)
+        length = longest_program(self.max_lines) + self._inputs * VALUE_TOKENS
+        state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n, self._signatures), length))(
+            jax.random.split(program_key, total), levels
         )
-        inputs = random_inputs(input_key, state.program.signature, self._candidates(task))
-        return Draft(state.program, inputs, jnp.zeros(number, jnp.int32), succeeded(state))
+        most = max(self._candidates(task) for task in tasks)
+        inputs = random_inputs(input_key, state.program.signature, most)
+        all_drafts = Draft(state.program, inputs, jnp.zeros(total, jnp.int32), succeeded(state))
+        drafts = zip(tasks, _split(all_drafts, [number] * len(tasks)), strict=True)
+        return tuple(draft._replace(inputs=_first(draft.inputs, self._candidates(task))) for task, draft in drafts)
 
-    def verify(self, task: int, drafts: Draft, step: Array) -> Proposals:
-        """The gates of `azjax.reasoning.verification`, for the program on each of its inputs."""
-        program, candidates = drafts.program, self._candidates(task)
-        wide = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (len(x), candidates, *x.shape[1:])), program)
-        verdict = verify(wide, drafts.inputs, step * 2)  # two runs a call
+    def verify(self, tasks: Sequence[int], drafts: Sequence[Draft], step: Array) -> tuple[Proposals, ...]:
+        """The gates of `azjax.reasoning.verification`, for each program on each of its inputs."""
+        # All programs on all inputs are executed together, for the interpreter takes long to compile.
+        numbers = [len(draft.formatted) for draft in drafts]
+        rows = [_with_inputs(draft.program, draft.inputs) for draft in drafts]
+        verdict = verify(*_joined(rows), step * 2)  # two runs a call
+        verdicts = _split(verdict, [len(program.signature) for program, _ in rows])
+        examined = self._examined(_joined([draft.program for draft in drafts]))
+        return tuple(
+            self._proposals(task, draft, jax.tree.map(lambda x, n=n: x.reshape(n, -1, *x.shape[1:]), one), *each)
+            for task, draft, n, one, each in zip(
+                tasks, drafts, numbers, verdicts, _split(examined, numbers), strict=True
+            )
+        )
+
+    def _proposals(
+        self, task: int, draft: Draft, verdict: Verdict, informative: Array, admissible: Array, meaning: Array
+    ) -> Proposals:
+        """The first inputs of each draft on which its program has an output; verdicts `[B, C]`."""
         order = jnp.argsort(~verdict.accepted, axis=1, stable=True)[:, : self._examples(task)]
         accepted, inputs, outputs = jax.tree.map(
             lambda x: jax.vmap(lambda row, chosen: row[chosen])(x, order),
-            (verdict.accepted, drafts.inputs, verdict.output),
+            (verdict.accepted, draft.inputs, verdict.output),
         )
-        written = jnp.arange(candidates) < drafts.required[:, None]
-        admitted, meaning = self._admitted(program)
-        passed = drafts.formatted & accepted.all(-1) & (verdict.accepted | ~written).all(-1) & admitted
-        item = Triplet(program, inputs, outputs)
-        return Proposals(item, drafts.formatted, passed, meaning, examine(program).length)
+        written = jnp.arange(self._candidates(task)) < draft.required[:, None]
+        admissible &= draft.formatted
+        passed = accepted.all(-1) & (verdict.accepted | ~written).all(-1) & informative & admissible
+        item = Triplet(draft.program, inputs, outputs)
+        return Proposals(item, draft.formatted, admissible, passed, meaning, examine(draft.program).length)
 
     def remember(
         self, memory: tuple[TripletBuffer, ...], task: int, proposals: Proposals, step: Array
@@ -166,13 +212,14 @@ class ListDomain:
         return (*memory[:task], buffer, *memory[task + 1 :]), added
 
     def recall(self, key: Key, memory: tuple[TripletBuffer, ...], task: int, number: int) -> Triplet:
-        """The newest triplets, topped up."""
-        return sample_newest(key, memory[task], number)
+        """The newest triplets, topped up; with ``recency`` drawn as references are."""
+        return (sample_recent if self.recency else sample_newest)(key, memory[task], number)
 
     def pose(self, task: int, item: Triplet, level: Array) -> tuple[Array, GrammarState]:
         """Prompts of `solver_prompt`."""
         state = jax.vmap(lambda t: expect_answer(TASKS[task], t, max_lines=level))(item)
-        return solver_prompt(TASKS[task], item, shown=self.shown), state
+        widths = {"inputs": self._inputs, "lines": self.max_lines}
+        return solver_prompt(TASKS[task], item, shown=self.shown, **widths), state
 
     def check(self, task: int, item: Triplet, state: GrammarState) -> tuple[Array, Array]:
         """Verdicts of `judge`."""
@@ -181,11 +228,11 @@ class ListDomain:
     def solution(self, task: int, item: Triplet) -> Array:
         """The first example's output, its input, or the program."""
         if TASKS[task] == "induction":
-            return program_tokens(item.program)[:, 1:]
+            return program_tokens(item.program)[:, 1 : longest_program(self.max_lines)]
         if TASKS[task] == "deduction":
             return value_tokens(_example(item.outputs))
         tokens = value_tokens(_example(item.inputs))
-        return pack_segments([tokens[:, 0], tokens[:, 1]], INPUT_TOKENS)
+        return pack_segments([tokens[:, n] for n in range(self._inputs)], self._inputs * VALUE_TOKENS)
 
     def relabel(self, task: int, item: Triplet, state: GrammarState) -> tuple[Triplet, Array]:
         """Abduction: the output that the input found gives. Induction: the outputs of the program found."""
@@ -197,8 +244,28 @@ class ListDomain:
             outputs = jax.tree.map(lambda x: x[:, None], output)
             return Triplet(item.program, state.inputs, outputs), formatted & valid
         outputs, valid = execute(_for_each(state.program), item.inputs)
-        ok = formatted & valid.all(-1) & self._admitted(state.program)[0]
-        return Triplet(state.program, item.inputs, outputs), ok
+        informative, admissible, _ = self._examined(state.program)
+        return Triplet(state.program, item.inputs, outputs), formatted & valid.all(-1) & informative & admissible
+
+    def executions(self, task: int, *, proposals: int, answers: int, relabelled: int) -> int:
+        """Runs of a program on an input: two for each input of a proposal, and those on probes."""
+        examples = self._examples(task)
+        checked = {"deduction": 0, "abduction": 1, "induction": examples - self.shown}[TASKS[task]]
+        again = {"deduction": 0, "abduction": 1, "induction": examples + PROBES}[TASKS[task]]
+        return proposals * (2 * self._candidates(task) + PROBES) + answers * checked + relabelled * again
+
+    @property
+    def _inputs(self) -> int:
+        """The most inputs that a program has."""
+        return 2 if self.two_inputs else 1
+
+    @property
+    def _signatures(self) -> int:
+        """The first so many may be proposed: the very first is a single list."""
+        return len(SIGNATURES) if self.two_inputs else 1
+
+    def _sample(self, key: Key, buffer: TripletBuffer, number: int) -> Triplet:
+        return (sample_recent if self.recency else sample_uniform)(key, buffer, number)
 
     def _examples(self, task: int) -> int:
         return self.examples if TASKS[task] == "induction" else 1
@@ -207,13 +274,14 @@ class ListDomain:
         """Inputs that a draft comes with: many programs fail on many inputs."""
         return _SPARE * self._examples(task)
 
-    def _admitted(self, program: Program) -> tuple[Array, Array]:
-        """Which programs may be learned from, whatever their inputs; and their meanings."""
+    def _examined(self, program: Program) -> tuple[Array, Array, Array]:
+        """Which programs are worth learning from, whatever their inputs; which are not held out; and their meanings."""
         meaning = probe(program)
-        admitted = meaning.informative if self.novelty else jnp.ones_like(meaning.informative)
+        informative = meaning.informative if self.novelty else jnp.ones_like(meaning.informative)
+        free = jnp.ones_like(informative)
         if self.held_out is not None:
-            admitted &= ~same_hash(meaning.hash, jnp.asarray(self.held_out, jnp.uint32)).any(-1)
-        return admitted, meaning.hash
+            free = ~same_hash(meaning.hash, jnp.asarray(self.held_out, jnp.uint32)).any(-1)
+        return informative, free, meaning.hash
 
 
 def _nothing(number: int) -> Triplet:
@@ -223,6 +291,28 @@ def _nothing(number: int) -> Triplet:
 
 def _example(values: Value) -> Value:
     return jax.tree.map(lambda x: x[:, 0], values)  # type: ignore[no-any-return]
+
+
+def _first(inputs: Value, number: int) -> Value:
+    return jax.tree.map(lambda x: x[:, :number], inputs)  # type: ignore[no-any-return]
+
+
+def _joined(parts: Sequence[T]) -> T:
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)  # type: ignore[no-any-return]
+
+
+def _split(tree: T, numbers: Sequence[int]) -> list[T]:
+    """The inverse of joining parts of such lengths."""
+    ends = np.cumsum(numbers).tolist()
+    parts = zip([0, *ends], ends, strict=False)
+    return [jax.tree.map(lambda x, a=a, b=b: x[a:b], tree) for a, b in parts]
+
+
+def _with_inputs(program: Program, inputs: Value) -> tuple[Program, Value]:
+    """Programs `[B]`, each once for each of its inputs `[B, C, ...]`: `[B * C]` both."""
+    candidates = inputs.kind.shape[1]
+    flat: Value = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
+    return jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), program), flat
 
 
 def _for_each(program: Program) -> Program:

@@ -35,12 +35,13 @@ MASKED: Final = -1e9
 """The logit of a token that may not follow: finite, so divergences and the Fisher information stay finite."""
 
 MODEL_SIZES: Final[dict[str, tuple[int, int, int]]] = {
+    "micro": (2, 64, 4),
     "tiny": (2, 128, 4),
     "small": (2, 256, 8),
     "medium": (4, 256, 8),
     "large": (6, 288, 6),
 }
-"""Layers, width and heads: about 0.4, 1.6, 3 and 6 million parameters."""
+"""Layers, width and heads: about 0.1, 0.4, 1.6, 3 and 6 million parameters."""
 
 
 class Cache(NamedTuple):

@@ -12,13 +12,15 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from azjax.config import register_config, require, require_number, static, traced
+from azjax.counters import Counter, counter_add, counter_psum, counter_zero
 from azjax.minibatches import masked_mean
 from azjax.ppo import PPOConfig, ppo
 from azjax.reasoning.decoding import Answers, decode
@@ -29,7 +31,7 @@ from azjax.reasoning.tasks import proposer_reward, solver_reward
 from azjax.selfplay import Baseline, LearnabilityKind, learnability, task_role_advantages
 from azjax.types import Array, Discrete, Info, Key, Learner
 
-__all__ = ["Reasoner", "ReasonerConfig", "ReasonerState", "default_learner", "make_reasoner"]
+__all__ = ["Counts", "Reasoner", "ReasonerConfig", "ReasonerState", "default_learner", "make_reasoner"]
 
 
 @register_config
@@ -51,6 +53,8 @@ class ReasonerConfig:
     """Rewards less a baseline, or GAE over tokens with the model's value head and the learner's gamma and lam."""
     baseline: Literal["task-role", "global", "question"] = static("task-role")
     """Which rewards are compared: those of a task type and role, all, or those of one question."""
+    whiten: Literal["sample", "token"] = static("sample")
+    """What counts once in the baseline's mean and deviation: an answer, or each of its tokens as in the reference."""
     train_proposer: bool = static(True)
     """Let proposals teach; otherwise the proposer gets only what the solver learns."""
     constrained: bool = static(True)
@@ -61,14 +65,21 @@ class ReasonerConfig:
     """Level at the start, which then grows; 0: the domain's highest, from the start."""
     grow_at: float = traced(0.6)
     """Success rate of the solver, in every task type, at which the level grows by 1."""
+    steps: Literal["joint", "task"] = static("joint")
+    """One step of the learner on all answers, or one for each task type, whose answers are then no wider than they need
+    be: several times as many steps for less computation, but each sees one task type."""
     imitation: float = traced(1.0)
     """Weight of a token of an imitated answer, where an advantage is about 1."""
     imitate_updates: int = static(0)
     """Warm start: so many updates also raise the likelihood of the answers that verification knows; 0: none."""
+    imitation_batch: int = static(0)
+    """Answers of each task type that an update of the warm start imitates; 0: as many as ``batch``."""
     hindsight: bool = static(False)
     """Also imitate wrong answers as right ones to the tasks that they do solve."""
     learn_from_attempts: bool = static(False)
     """Let the Monte-Carlo attempts teach the solver too."""
+    leak: float = traced(0.0)
+    """Part of the refused proposals of the right form that the gates let through; 1: no gates. Not what is held out."""
     refused: float = traced(-1.0)
     """Reward of a proposal that does not pass the gates."""
     wrong: float = traced(-0.5)
@@ -83,16 +94,24 @@ class ReasonerConfig:
         require_number("uniform_share", self.uniform_share, 0.0, 1.0)
         require_number("first_level", self.first_level, 0, 1000)
         require_number("imitate_updates", self.imitate_updates, 0, 2**31 - 1)
+        require_number("imitation_batch", self.imitation_batch, 0, 1_000_000)
+        require_number("leak", self.leak, 0.0, 1.0)
         for name in ("grow_at", "imitation", "refused", "wrong", "malformed"):
             require_number(name, getattr(self, name), -1e6, 1e6)
         choices = {
             "advantages": ("baseline", "gae"),
             "baseline": get_args(Baseline),
             "score": get_args(LearnabilityKind),
+            "whiten": ("sample", "token"),
+            "steps": ("joint", "task"),
         }
         for name, known in choices.items():
             value = getattr(self, name)
             require(value in known, f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        require(
+            self.baseline != "global" or self.steps == "joint",
+            "baseline 'global' compares all answers; it needs steps 'joint'",
+        )
         require(
             self.baseline != "question" or self.learn_from_attempts,
             "baseline 'question' compares attempts at one question; it needs learn_from_attempts",
@@ -104,6 +123,14 @@ class ReasonerConfig:
         return round(self.uniform_share * self.batch)
 
 
+class Counts(NamedTuple):
+    """What has been spent so far, exactly and on all devices together."""
+
+    decoded: Counter  # tokens that the model chose
+    trained: Counter  # tokens of answers from which it learned
+    executions: Counter  # runs of a program on an input
+
+
 class ReasonerState(NamedTuple):
     """All that is carried from update to update. ``memory`` is each device's own, the rest the same on all."""
 
@@ -112,6 +139,7 @@ class ReasonerState(NamedTuple):
     success: Array  # float32 [tasks] running mean of the solver's success rate
     level: Array  # int32 []
     updates: Array  # int32 []
+    counts: Counts
     key: Key
     config: ReasonerConfig  # traced fields as arrays
 
@@ -185,6 +213,7 @@ def make_reasoner(
             success=jnp.zeros(len(domain.tasks)),
             level=jnp.asarray(config.first_level or domain.levels, jnp.int32),
             updates=jnp.zeros((), jnp.int32),
+            counts=Counts(counter_zero(), counter_zero(), counter_zero()),
             key=key,
             config=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config),
         )
@@ -193,18 +222,34 @@ def make_reasoner(
         play_key, fit_key, key = jax.random.split(state.key, 3)
         if learner.axis_name is not None:
             play_key = jax.random.fold_in(play_key, jax.lax.axis_index(learner.axis_name))
-        memory, rates = state.memory, []
-        parts: list[Rows] = []
+        memory = state.memory
         info: Info = {}
+        played: list[_Played] = []
+        propose_key, play_key = jax.random.split(play_key)
+        proposed = play.propose(propose_key, state)
         for task, task_key in enumerate(jax.random.split(play_key, len(domain.tasks))):
-            memory, played, rate, task_info = play(task_key, state._replace(memory=memory), task, learner.axis_name)
-            parts += played
-            rates.append(rate)
-            info |= {f"{domain.tasks[task]}/{name}": x for name, x in task_info.items()}
-        rows = join(parts)
-        advantages, returns = _advantages(rows, state, len(domain.tasks), learner.axis_name)
-        fitted, fit_info = learner.fit(state.learner, as_batch(rows, advantages, returns), fit_key)
-        success = 0.9 * state.success + 0.1 * jnp.stack(rates)
+            state_now = state._replace(memory=memory)
+            played.append(play(task_key, state_now, task, *proposed[task], learner.axis_name))
+            memory = played[-1].memory
+            info |= {f"{domain.tasks[task]}/{name}": x for name, x in played[-1].info.items()}
+        parts = [one.rows for one in played]
+        if config.steps == "joint":
+            parts = [[rows for part in parts for rows in part]]
+        fitted, trained, infos = state.learner, jnp.zeros((), jnp.uint32), []
+        for part, part_key in zip(parts, jax.random.split(fit_key, len(parts)), strict=True):
+            rows = join(part)
+            batch = as_batch(rows, *_advantages(rows, state, len(domain.tasks), learner.axis_name))
+            fitted, fit_info = learner.fit(fitted, batch, part_key)
+            trained += batch.mask.sum(dtype=jnp.uint32)
+            infos.append(fit_info)
+        fit_info = jax.tree.map(lambda *x: sum(x) / len(x), *infos)
+        spent = (
+            sum((one.decoded for one in played), jnp.zeros((), jnp.uint32)),
+            trained,
+            jnp.uint32(sum(one.executions for one in played)),
+        )
+        counts = Counts(*(_count(c, x, learner.axis_name) for c, x in zip(state.counts, spent, strict=True)))
+        success = 0.9 * state.success + 0.1 * jnp.stack([one.info["solved"] for one in played])
         grows = (success.min() >= state.config.grow_at) & (state.level < domain.levels)
         state = ReasonerState(
             learner=fitted,
@@ -212,12 +257,27 @@ def make_reasoner(
             success=jnp.where(grows, 0.0, success),
             level=state.level + grows,
             updates=state.updates + 1,
+            counts=counts,
             key=key,
             config=state.config,
         )
         return state, info | fit_info | {"level": state.level.astype(jnp.float32)}
 
     return Reasoner(init, step)
+
+
+_Written = tuple[Array, Answers[Any]]
+"""Prompts and answers of proposers."""
+
+
+class _Played(NamedTuple):
+    """What came of a task type's part of an update."""
+
+    memory: Any
+    rows: list[Rows]
+    decoded: Array  # uint32 []
+    executions: int
+    info: Info
 
 
 class _Play(NamedTuple):
@@ -228,90 +288,128 @@ class _Play(NamedTuple):
     config: ReasonerConfig
 
     def __call__(
-        self, key: Key, state: ReasonerState, task: int, axis_name: str | None
-    ) -> tuple[Any, list[Rows], Array, Info]:
-        """The memory, rows for the learner, the solver's success rate and diagnostics."""
-        propose_key, attempt_key, recall_key, solve_key = jax.random.split(key, 4)
-        proposals, written = self._propose(propose_key, state, task)
-        prompt, answers, correct, rewards = self._solve(
-            attempt_key, state, task, proposals.item, copies=self.config.attempts
-        )
-        successes = correct.reshape(self.config.batch, self.config.attempts).sum(-1)
-        score = learnability(successes, self.config.attempts, self.config.score)
-        worth = proposer_reward(proposals.accepted, score, refused=state.config.refused)
+        self,
+        key: Key,
+        state: ReasonerState,
+        task: int,
+        proposals: Proposals,
+        written: _Written | None,
+        axis_name: str | None,
+    ) -> _Played:
+        """Remembers proposals, attempts what was accepted and solves a batch of what is remembered."""
+        recall_key, solve_key, imitate_key = jax.random.split(key, 3)
+        batch, tries = self.config.batch, self.config.attempts
         memory, added = self.domain.remember(state.memory, task, proposals, state.updates)
-
-        item = self.domain.recall(recall_key, memory, task, self.config.batch)
-        asked, solved, right, reward = self._solve(solve_key, state, task, item)
-        cell, own = jnp.full(self.config.batch, -1), jnp.arange(self.config.batch)
-        rows = [rows_of(asked, solved, reward, task=task, role=SOLVER, question=cell)]
+        recalled = self.domain.recall(recall_key, memory, task, batch)
+        # Attempts at proposals and answers to what is remembered are written, and judged, together.
+        both = jax.tree.map(lambda *x: jnp.concatenate(x), proposals.item, recalled)
+        solved = self._solve(solve_key, state, task, both, [tries] * batch + [1] * batch)
+        attempts, answers = (jax.tree.map(lambda x, part=part: x[part], solved) for part in self._parts())
+        successes = attempts.correct.reshape(batch, tries).sum(-1)
+        worth = proposer_reward(
+            proposals.accepted,
+            learnability(successes, tries, self.config.score),
+            refused=state.config.refused,
+        )
+        alone, own = jnp.full(batch, -1), jnp.arange(batch)
+        rows = [self._solver_rows(answers, task, alone)]
         if written is not None and self.config.train_proposer:
             number = len(written[0])
-            rows.append(rows_of(*written, worth[:number], task=task, role=PROPOSER, question=cell[:number]))
+            rows.append(rows_of(*written, worth[:number], task=task, role=PROPOSER, question=alone[:number]))
         if self.config.learn_from_attempts:
-            repeated = (jnp.repeat(x, self.config.attempts, axis=0) for x in (prompt, own, proposals.accepted))
-            prompt, question, counts = repeated
-            tried = rows_of(prompt, answers, rewards, task=task, role=SOLVER, question=question)
-            rows.append(tried._replace(counts=counts))
-        rows += self._imitate(state, task, item, solved.state, right)
+            tried = self._solver_rows(attempts, task, jnp.repeat(own, tries))
+            rows.append(tried._replace(counts=jnp.repeat(proposals.accepted, tries)))
+        rows += self._imitate(imitate_key, state._replace(memory=memory), task, recalled, answers)
+        decoded = solved.answers.mask.sum(dtype=jnp.uint32)
+        if written is not None:
+            decoded += written[1].mask.sum(dtype=jnp.uint32)
+        executions = self.domain.executions(
+            task, proposals=batch, answers=batch * (tries + 1), relabelled=batch * self.config.hindsight
+        )
+        info = self._info(proposals, added, worth, successes, answers.correct, axis_name)
+        return _Played(memory, rows, decoded, executions, info)
 
-        mean = jnp.mean
+    def _parts(self) -> tuple[slice, slice]:
+        """Which answers are attempts, and which the others."""
+        attempts = self.config.batch * self.config.attempts
+        return slice(attempts), slice(attempts, None)
+
+    def _solver_rows(self, solved: _Solved, task: int, question: Array) -> Rows:
+        return rows_of(solved.prompt, solved.answers, solved.reward, task=task, role=SOLVER, question=question)
+
+    def _info(
+        self,
+        proposals: Proposals,
+        added: Array,
+        worth: Array,
+        successes: Array,
+        right: Array,
+        axis_name: str | None,
+    ) -> Info:
         successes = jnp.where(proposals.accepted, successes, 0)
-
-        def over_accepted(x: Array) -> Array:
-            return masked_mean(x.astype(jnp.float32), proposals.accepted, axis_name)
-
-        info = {
-            "accepted": mean(proposals.accepted, dtype=jnp.float32),
-            "formatted": mean(proposals.formatted, dtype=jnp.float32),
-            "added": mean(added, dtype=jnp.float32),
-            "proposer_reward": mean(worth),
-            "solved": mean(right, dtype=jnp.float32),
+        everywhere = {
+            "accepted": proposals.accepted,
+            "formatted": proposals.formatted,
+            "added": added,
+            "proposer_reward": worth,
+            "solved": right,
         }
+        where_accepted = {
+            "attempts_solved": successes / self.config.attempts,
+            "informative": (successes > 0) & (successes < self.config.attempts),
+            "proposed_level": proposals.level,
+        }
+        info = {name: x.mean(dtype=jnp.float32) for name, x in everywhere.items()}
         if axis_name is not None:
             info = jax.lax.pmean(info, axis_name)
-        rate = info["solved"]
-        return (
-            memory,
-            rows,
-            rate,
-            info
-            | {
-                "attempts_solved": over_accepted(successes / self.config.attempts),
-                "informative": over_accepted((successes > 0) & (successes < self.config.attempts)),
-                "proposed_level": over_accepted(proposals.level),
-            },
-        )
+        return info | {
+            name: masked_mean(x.astype(jnp.float32), proposals.accepted, axis_name)
+            for name, x in where_accepted.items()
+        }
 
-    def _propose(
-        self, key: Key, state: ReasonerState, task: int
-    ) -> tuple[Proposals, tuple[Array, Answers[Any]] | None]:
-        """A batch of proposals, those that were written first, with the prompts and answers of these."""
-        invite_key, decode_key, read_key, draw_key = jax.random.split(key, 4)
-        number, parts, written = self.config.batch - self.config.drawn, [], None
+    def propose(self, key: Key, state: ReasonerState) -> list[tuple[Proposals, _Written | None]]:
+        """For each task type a batch of proposals, those that were written first, with prompts and answers of these."""
+        write_key, draw_key, leak_key = jax.random.split(key, 3)
+        tasks, level = range(len(self.domain.tasks)), state.level
+        number = self.config.batch - self.config.drawn
+        drafts: list[list[Any]] = [[] for _ in tasks]
+        written: list[_Written | None] = [None for _ in tasks]
         if number:
-            prompt, expected, context = self.domain.invite(invite_key, state.memory, task, number, state.level)
-            answers = self._write(decode_key, state, prompt, expected, self.domain.proposal_tokens(task))
-            written = prompt, answers
-            parts.append(self.domain.read(read_key, task, context, answers.state))
+            for task, task_key in enumerate(jax.random.split(write_key, len(tasks))):
+                invite_key, decode_key, read_key = jax.random.split(task_key, 3)
+                prompt, expected, context = self.domain.invite(invite_key, state.memory, task, number, level)
+                answers = self._write(decode_key, state, prompt, expected, self.domain.proposal_tokens(task))
+                written[task] = prompt, answers
+                drafts[task].append(self.domain.read(read_key, task, context, answers.state))
         if self.config.drawn:
-            parts.append(self.domain.draw(draw_key, task, self.config.drawn, state.level))
-        drafts = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        return self.domain.verify(task, drafts, state.updates), written
+            for task, drawn in enumerate(self.domain.draw(draw_key, tasks, self.config.drawn, level)):
+                drafts[task].append(drawn)
+        joined = [jax.tree.map(lambda *x: jnp.concatenate(x), *parts) for parts in drafts]
+        verified = self.domain.verify(tasks, joined, state.updates)
+        leaked = jax.random.bernoulli(leak_key, state.config.leak, (len(tasks), self.config.batch))
+        return [
+            (one._replace(accepted=one.accepted | leaks & one.admissible), texts)
+            for one, leaks, texts in zip(verified, leaked, written, strict=True)
+        ]
 
-    def _solve(
-        self, key: Key, state: ReasonerState, task: int, item: Any, copies: int = 1
-    ) -> tuple[Array, Answers[Any], Array, Array]:
-        """Prompts, answers, which are right, and rewards; with copies, neighbours answer the same."""
+    def _solve(self, key: Key, state: ReasonerState, task: int, item: Any, copies: Sequence[int]) -> _Solved:
+        """Answers to each task, so many; neighbours answer the same."""
         prompt, expected = self.domain.pose(task, item, state.level)
         answers = self._write(key, state, prompt, expected, self.domain.answer_tokens(task), copies)
-        items = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), item)
-        formatted, correct = self.domain.check(task, items, answers.state)
+        asked = np.repeat(np.arange(len(copies)), copies)
+        formatted, correct = self.domain.check(task, jax.tree.map(lambda x: x[asked], item), answers.state)
         wrong, malformed = state.config.wrong, state.config.malformed
-        return prompt, answers, correct, solver_reward(formatted, correct, wrong=wrong, malformed=malformed)
+        reward = solver_reward(formatted, correct, wrong=wrong, malformed=malformed)
+        return _Solved(prompt[asked], answers, correct, reward)
 
     def _write(
-        self, key: Key, state: ReasonerState, prompt: Array, expected: Any, length: int, copies: int = 1
+        self,
+        key: Key,
+        state: ReasonerState,
+        prompt: Array,
+        expected: Any,
+        length: int,
+        copies: int | Sequence[int] = 1,
     ) -> Answers[Any]:
         return decode(
             self.policy,
@@ -325,22 +423,37 @@ class _Play(NamedTuple):
             constrained=self.config.constrained,
         )
 
-    def _imitate(self, state: ReasonerState, task: int, item: Any, answered: Any, right: Array) -> list[Rows]:
+    def _imitate(self, key: Key, state: ReasonerState, task: int, item: Any, answered: _Solved) -> list[Rows]:
         """Rows of the two remedies that raise the likelihood of answers known to be right."""
         sources = []
         if self.config.imitate_updates:
-            warm = jnp.broadcast_to(state.updates < self.config.imitate_updates, right.shape)
-            sources.append((item, warm))
+            number = self.config.imitation_batch or self.config.batch
+            # The tasks just solved do as well as others, but there may have to be more of them.
+            source = item if number == self.config.batch else self.domain.recall(key, state.memory, task, number)
+            sources.append((source, jnp.broadcast_to(state.updates < self.config.imitate_updates, (number,))))
         if self.config.hindsight:
-            relabelled, known = self.domain.relabel(task, item, answered)
-            sources.append((relabelled, known & ~right))
-        rows = []
-        for source, known in sources:
-            prompt, expected = self.domain.pose(task, source, state.level)
-            answer = self.domain.solution(task, source)
-            network = state.learner.params.network
-            rows.append(imitation_rows(self.policy, network, self.domain, prompt, expected, answer, known, task=task))
-        return rows
+            relabelled, known = self.domain.relabel(task, item, answered.answers.state)
+            sources.append((relabelled, known & ~answered.correct))
+        if not sources:
+            return []
+        source, known = jax.tree.map(lambda *x: jnp.concatenate(x), *sources)
+        prompt, expected = self.domain.pose(task, source, state.level)
+        answer = self.domain.solution(task, source)
+        network = state.learner.params.network
+        return [imitation_rows(self.policy, network, self.domain, prompt, expected, answer, known, task=task)]
+
+
+class _Solved(NamedTuple):
+    """`N` answers and what they are worth."""
+
+    prompt: Array  # int32 [N, W]
+    answers: Answers[Any]  # [N]
+    correct: Array  # bool [N]
+    reward: Array  # [N]
+
+
+def _count(counter: Counter, amount: Array, axis_name: str | None) -> Counter:
+    return counter_add(counter, amount if axis_name is None else counter_psum(amount, axis_name))
 
 
 def _advantages(rows: Rows, state: ReasonerState, tasks: int, axis_name: str | None) -> tuple[Array, Array]:
@@ -370,5 +483,12 @@ def _baseline_advantages(rows: Rows, config: ReasonerConfig, tasks: int, axis_na
         number = jnp.where(rows.question < 0, rows.task * 2 + rows.role, own)
         question = {"question": number, "questions": cells + devices * tasks * config.batch}
     return task_role_advantages(
-        rows.reward, task, rows.role, tasks=tasks, baseline=config.baseline, axis_name=axis_name, **question
+        rows.reward,
+        task,
+        rows.role,
+        tasks=tasks,
+        baseline=config.baseline,
+        weights=rows.mask.sum(-1) if config.whiten == "token" else None,
+        axis_name=axis_name,
+        **question,
     )

@@ -11,7 +11,9 @@ induction  pairs of input and output    it is a program that gives the hidden ou
 Answers are values and programs that the grammar automaton read, compared here by executing the language: no text is
 evaluated, nothing of an answer takes part in its own judgement, and whatever fails on the way is wrong.
 
-Prompts have a fixed width and their tokens at the right end, so the answer begins at the same position in every lane.
+Every part of a prompt has places of its own, as many as its longest form takes, filled up with `PAD`, to which nothing
+attends. So items of an input and of its output that belong together are always equally far apart, and the answer
+begins at the same place in every lane. Packed prompts, in which distances depend on lengths, were far harder to learn.
 
 References:
   Zhao et al., 2025, Absolute Zero: Reinforced Self-play Reasoning with Zero Data, arXiv 2505.03335, sections 3.2, 3.3.
@@ -36,7 +38,7 @@ from azjax.reasoning.grammar import (
     succeeded,
 )
 from azjax.reasoning.interpreter import execute
-from azjax.reasoning.language import MAX_LINES, Program, Value, as_int32, equal
+from azjax.reasoning.language import MAX_INPUTS, MAX_LINES, SIGNATURES, Program, Value, as_int32, equal
 from azjax.reasoning.tokens import (
     ABDUCTION,
     ANSWER,
@@ -44,15 +46,13 @@ from azjax.reasoning.tokens import (
     FIRST_SIGNATURE,
     INDUCTION,
     INPUT,
-    INPUT_TOKENS,
     OUTPUT,
     PROGRAM,
-    PROGRAM_TOKENS,
     PROPOSE,
     REFERENCE,
     SOLVE,
     VALUE_TOKENS,
-    pack_segments,
+    longest_program,
     program_tokens,
     value_tokens,
 )
@@ -79,10 +79,11 @@ __all__ = [
 Task = Literal["deduction", "abduction", "induction"]
 TASKS: Final[tuple[Task, ...]] = ("deduction", "abduction", "induction")
 _TOKEN: Final = {"deduction": DEDUCTION, "abduction": ABDUCTION, "induction": INDUCTION}
-_EXAMPLE_TOKENS: Final = 1 + INPUT_TOKENS + 1 + VALUE_TOKENS
 
 
-def solver_prompt(task: Task, triplet: Triplet, *, shown: int = 5) -> Array:
+def solver_prompt(
+    task: Task, triplet: Triplet, *, shown: int = 5, inputs: int = MAX_INPUTS, lines: int = MAX_LINES
+) -> Array:
     """What a solver is given, int32 `[..., prompt_tokens("solve", task, ...)]`.
 
     Deduction and abduction show the first example of the triplet. Induction shows the signature and the first ``shown``
@@ -92,21 +93,22 @@ def solver_prompt(task: Task, triplet: Triplet, *, shown: int = 5) -> Array:
       task: which; static.
       triplet: `[...]`.
       shown: number of examples that induction shows, static.
+      inputs: the most that any of the programs has, static: fewer make a narrower prompt.
+      lines: the most that any of the programs has, static.
     """
     shape = triplet.program.signature.shape
-    head = [_constant(shape, SOLVE), _constant(shape, _TOKEN[task])]
+    parts = [_constant(shape, SOLVE), _constant(shape, _TOKEN[task])]
     if task == "induction":
-        head.append(FIRST_SIGNATURE + triplet.program.signature.astype(jnp.int32)[..., None])
+        parts.append(FIRST_SIGNATURE + triplet.program.signature.astype(jnp.int32)[..., None])
         for n in range(shown):
-            head += [*_input(triplet, n), *_output(triplet, n)]
+            parts += [*_input(triplet, n, inputs), *_output(triplet, n)]
     else:
-        head += _program(triplet)
-        head += _input(triplet, 0) if task == "deduction" else _output(triplet, 0)
-    width = prompt_tokens("solve", task, shown)
-    return pack_segments([*head, _constant(shape, ANSWER)], width, right=True)
+        parts += _program(triplet, lines)
+        parts += _input(triplet, 0, inputs) if task == "deduction" else _output(triplet, 0)
+    return jnp.concatenate([*parts, _constant(shape, ANSWER)], axis=-1)
 
 
-def proposer_prompt(task: Task, references: Triplet) -> Array:
+def proposer_prompt(task: Task, references: Triplet, *, inputs: int = MAX_INPUTS, lines: int = MAX_LINES) -> Array:
     """What a proposer is given, int32 `[..., prompt_tokens("propose", task, K)]`.
 
     Deduction and abduction show K references, (program, input, output) each, to propose something different from;
@@ -115,38 +117,55 @@ def proposer_prompt(task: Task, references: Triplet) -> Array:
     Args:
       task: which; static.
       references: `[..., K]`; the first example of each is shown. K may be 0 for deduction and abduction.
+      inputs: the most that any of the programs has, static.
+      lines: the most that any of the programs has, static.
     """
     *shape, number = references.program.signature.shape
-    segments = [_constant(shape, PROPOSE), _constant(shape, _TOKEN[task])]
+    parts = [_constant(shape, PROPOSE), _constant(shape, _TOKEN[task])]
     for n in range(number):
         one: Triplet = jax.tree.map(lambda x, n=n: jnp.take(x, n, axis=len(shape)), references)
         if task == "induction":
-            segments += _program(one)
+            parts += _program(one, lines)
         else:
-            segments += [_constant(shape, REFERENCE), *_program(one), *_input(one, 0), *_output(one, 0)]
-    segments.append(_constant(shape, ANSWER))
-    return pack_segments(segments, prompt_tokens("propose", task, number), right=True)
+            parts += [_constant(shape, REFERENCE), *_program(one, lines), *_input(one, 0, inputs), *_output(one, 0)]
+    return jnp.concatenate([*parts, _constant(shape, ANSWER)], axis=-1)
 
 
-def prompt_tokens(role: Literal["propose", "solve"], task: Task, number: int = 1) -> int:
+def prompt_tokens(
+    role: Literal["propose", "solve"],
+    task: Task,
+    number: int = 1,
+    *,
+    inputs: int = MAX_INPUTS,
+    lines: int = MAX_LINES,
+) -> int:
     """The width of a prompt: the longest there is.
 
     Args:
       role: who is prompted.
       task: which task.
       number: references of a proposer (1 for induction), or examples that an induction solver is shown.
+      inputs: the most that a program has.
+      lines: the most that a program has.
     """
     ends = 3  # role, task, `answer`
+    program, given = longest_program(lines), inputs * VALUE_TOKENS
+    example = 1 + given + 1 + VALUE_TOKENS
     if role == "propose":
-        each = 1 + PROGRAM_TOKENS if task == "induction" else 2 + PROGRAM_TOKENS + _EXAMPLE_TOKENS
+        each = 1 + program if task == "induction" else 2 + program + example
         return ends + number * each
     if task == "induction":
-        return ends + 1 + number * _EXAMPLE_TOKENS
-    return ends + 1 + PROGRAM_TOKENS + 1 + (INPUT_TOKENS if task == "deduction" else VALUE_TOKENS)
+        return ends + 1 + number * example
+    return ends + 1 + program + 1 + (given if task == "deduction" else VALUE_TOKENS)
 
 
 def expect_task(
-    task: Task, triplet: Triplet, *, max_lines: Array | int = MAX_LINES, examples: int = 10
+    task: Task,
+    triplet: Triplet,
+    *,
+    max_lines: Array | int = MAX_LINES,
+    examples: int = 10,
+    signatures: int = len(SIGNATURES),
 ) -> GrammarState:
     """What a proposer may write, for one triplet without leading axes; `vmap` it.
 
@@ -155,8 +174,11 @@ def expect_task(
       triplet: read for induction only.
       max_lines: longest program.
       examples: number of inputs, static.
+      signatures: the first so many may be proposed, static.
     """
-    return expect_inputs(triplet.program.signature, examples) if task == "induction" else expect_proposal(max_lines)
+    if task == "induction":
+        return expect_inputs(triplet.program.signature, examples)
+    return expect_proposal(max_lines, signatures)
 
 
 def expect_answer(task: Task, triplet: Triplet, *, max_lines: Array | int = MAX_LINES) -> GrammarState:
@@ -257,14 +279,15 @@ def _constant(shape: Sequence[int], token: int) -> Array:
     return jnp.full((*shape, 1), token, jnp.int32)
 
 
-def _program(triplet: Triplet) -> list[Array]:
-    return [_constant(triplet.program.signature.shape, PROGRAM), program_tokens(triplet.program)]
+def _program(triplet: Triplet, lines: int) -> list[Array]:
+    tokens = program_tokens(triplet.program)[..., : longest_program(lines)]
+    return [_constant(triplet.program.signature.shape, PROGRAM), tokens]
 
 
-def _input(triplet: Triplet, n: int) -> list[Array]:
+def _input(triplet: Triplet, n: int, inputs: int) -> list[Array]:
     shape = triplet.program.signature.shape
     tokens = value_tokens(jax.tree.map(lambda x: jnp.take(x, n, axis=len(shape)), triplet.inputs))
-    return [_constant(shape, INPUT), tokens.reshape(*shape, INPUT_TOKENS)]
+    return [_constant(shape, INPUT), tokens[..., :inputs, :].reshape(*shape, inputs * VALUE_TOKENS)]
 
 
 def _output(triplet: Triplet, n: int) -> list[Array]:

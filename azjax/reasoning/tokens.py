@@ -30,7 +30,7 @@ from azjax.reasoning.language import (
 )
 from azjax.types import Array
 
-__all__ = ["VOCABULARY", "detokenize", "pack_segments", "program_tokens", "value_tokens"]
+__all__ = ["VOCABULARY", "detokenize", "longest_program", "pack_segments", "program_tokens", "value_tokens"]
 
 _SPECIAL = (
     "pad", "propose", "solve", "deduction", "abduction", "induction", "reference", "program", "input", "output",
@@ -59,8 +59,14 @@ ZERO: Final = FIRST_INTEGER + LARGEST
 """The token of the integer 0; that of n is ZERO + n."""
 
 LINE_TOKENS: Final = 4
-PROGRAM_TOKENS: Final = 1 + MAX_LINES * LINE_TOKENS + 1
-"""Signature, lines, `end`."""
+
+
+def longest_program(lines: int) -> int:
+    """Tokens of the longest program of so many lines: signature, lines, `end`."""
+    return 1 + lines * LINE_TOKENS + 1
+
+
+PROGRAM_TOKENS: Final = longest_program(MAX_LINES)
 VALUE_TOKENS: Final = MAX_LENGTH + 2
 INPUT_TOKENS: Final = MAX_INPUTS * VALUE_TOKENS
 

@@ -40,13 +40,17 @@ class RunConsole:
     """Progress of one run; a context manager.
 
     Args:
-      total_steps: environment steps of the run.
+      total_steps: what there is to do, in ``unit``.
       quiet: show only the summary, and warnings.
       silent: show nothing at all, as the processes do that help the first.
+      unit: what is counted: its last word is that of the rate.
     """
 
-    def __init__(self, total_steps: int, *, quiet: bool = False, silent: bool = False) -> None:
+    def __init__(
+        self, total_steps: int, *, quiet: bool = False, silent: bool = False, unit: str = "environment steps"
+    ) -> None:
         self.total_steps = total_steps
+        self.unit = unit
         self.quiet = quiet or silent
         self._silent = silent
         self._console = Console(
@@ -128,7 +132,7 @@ class RunConsole:
             self._last_line = now
             left = max(self.total_steps - env_steps, 0) / max(rate, 1e-9)
             self.say(
-                f"{env_steps:>12,} of {self.total_steps:,} environment steps  {rate:>9,.0f} steps/s  "
+                f"{env_steps:>12,} of {self.total_steps:,} {self.unit}  {_rate(rate):>9} {self.unit.split()[-1]}/s  "
                 f"{shown}  {left:.0f} s left"
             )
 
@@ -143,19 +147,24 @@ class RunConsole:
     def _move_bar(self, env_steps: int, rate: float, shown: str) -> None:
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.completed:,.0f} / {task.total:,.0f} environment steps"),
+                TextColumn(f"{{task.completed:,.0f}} / {{task.total:,.0f}} {self.unit}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[rate]:,.0f} steps/s · {task.fields[shown]} ·"),
+                TextColumn(f"{{task.fields[rate]}} {self.unit.split()[-1]}/s · {{task.fields[shown]}} ·"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=self.total_steps, rate=rate, shown=shown)
+            self._task = self._bar.add_task("train", total=self.total_steps, rate=_rate(rate), shown=shown)
             self._bar.start()
-        fields: dict[str, Any] = {"rate": rate, "shown": shown}
+        fields: dict[str, Any] = {"rate": _rate(rate), "shown": shown}
         self._bar.update(self._task or TaskID(0), completed=env_steps, **fields)
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _rate(rate: float) -> str:
+    """A rate in digits that say something."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

@@ -17,6 +17,7 @@ MODULES = {
     "sweep": "azjax.runs.sweeps",
     "tune": "azjax.runs.tune",
     "selfplay": "azjax.runs.selfplay",
+    "reason": "azjax.runs.reason",
 }
 SWEEP, TUNE = "sweep.yaml", "tune.yaml"
 """Sweeps and searches have their configuration under these names; ``config.yaml`` is one run's."""

@@ -248,7 +248,7 @@ class Loop:
             self._out.console.warn(f"the policy could not be written ({error.strerror or error}); training goes on")
         position.owes_evaluation, position.evaluated_at = False, position.update
         position.clock.evaluation += position.clock.lap()
-        self._out.console.say(f"{record['env_steps']:>12,} environment steps: {self._job.line(record)}")
+        self._out.console.say(f"{record['env_steps']:>12,} {self._out.console.unit}: {self._job.line(record)}")
         return score
 
     def _agree(self, stop: StopRequest) -> tuple[bool, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,35 @@ def plot_curves(path: Path, records: list[dict[str, Any]], *, title: str) -> Non
     axes[0].set_ylabel("episode return")
     axes[0].legend(frameon=False, fontsize=8, loc="best")
     figure.suptitle(title, fontsize=11)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def plot_success(path: Path, records: list[dict[str, Any]], tasks: Sequence[str]) -> None:
+    """Writes what a reasoner's evaluations found: for each task type, the share of right first answers by group.
+
+    Args:
+      path: of the picture.
+      records: of ``metrics.jsonl``; steps are updates.
+      tasks: names of the task types.
+    """
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(tasks) + 0.4, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axis, task in zip(axes, tasks, strict=True):
+        front, back = f"eval/{task}/", "/greedy"
+        names = dict.fromkeys(key for r in records for key in r if key.startswith(front) and key.endswith(back))
+        for name in names:
+            steps, _, right = series(records, name)
+            axis.plot(steps, right, "o-", markersize=3, label=name[len(front) : -len(back)])
+        axis.set(title=task, xlabel="updates", ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    axes[0].set_ylabel("right first answers")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

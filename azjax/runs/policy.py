@@ -142,7 +142,7 @@ def load_policy(folder: str | os.PathLike[str]) -> LoadedPolicy:
     shapes = jax.eval_shape(
         lambda key: learner.init(key, env.observation_spec, env.action_spec).params, jax.random.key(0)
     )
-    params = _fill(shapes, read_arrays(path / "policy.npz"), path / "policy.npz")
+    params = fill(shapes, read_arrays(path / "policy.npz"), path / "policy.npz")
     require(
         params_sha256(params) == digest,
         f"{path / 'policy.npz'} is damaged: its digest is not that in policy.json; {_MEND}",
@@ -217,7 +217,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ConfigError(f"{path} can't be read: {error}; {_MEND}") from error
 
 
-def _fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
+def fill(shapes: Params, arrays: dict[str, np.ndarray], path: Path) -> Params:
+    """Parameters from arrays by name; raises ``ConfigError`` unless all are there, of their shapes, and finite."""
     filled = []
     for name, leaf in named_leaves(shapes):
         require(name in arrays, f"{path} lacks the array {name!r}; {_MEND}")
