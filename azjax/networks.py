@@ -44,6 +44,20 @@ class Network(Protocol):
         ...
 
 
+def orthogonal(scale: float) -> Callable[..., Array]:
+    """Flax's orthogonal initialiser, one matrix at a time where ``jax.vmap`` asks for many.
+
+    A batch of factorisations can hang on a CPU with a device for each core: see ``azjax.batching.linear_algebra``.
+    """
+    initialise = nn.initializers.orthogonal(scale)
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        alone = jax.custom_batching.sequential_vmap(lambda k: initialise(k, shape, dtype))
+        return alone(key)  # type: ignore[no-any-return]
+
+    return init
+
+
 class MLP(nn.Module):
     """A multi-layer perceptron with orthogonal initialisation; the last entry of ``sizes`` is a layer like the rest."""
 
@@ -54,7 +68,7 @@ class MLP(nn.Module):
     def __call__(self, x: Array) -> Array:
         """``[..., n]`` to ``[..., sizes[-1]]``."""
         for size in self.sizes:
-            x = nn.Dense(size, kernel_init=nn.initializers.orthogonal(math.sqrt(2.0)))(x)
+            x = nn.Dense(size, kernel_init=orthogonal(math.sqrt(2.0)))(x)
             x = ACTIVATIONS[self.activation](x)
         return x
 
@@ -94,7 +108,7 @@ class _ActorCriticModule(nn.Module):
         else:
             features = MLP(config.policy_hidden, config.activation, name="policy_torso")(policy_input)
             value_features = MLP(config.value_hidden, config.activation, name="value_torso")(value_input)
-        small = nn.initializers.orthogonal(0.01)
+        small = orthogonal(0.01)
         output = nn.Dense(self.outputs, kernel_init=small, name="policy_head")(features)
         log_std = None
         if self.with_log_std and config.state_dependent_std:
@@ -102,7 +116,7 @@ class _ActorCriticModule(nn.Module):
         elif self.with_log_std:
             log_std = self.param("log_std", nn.initializers.zeros_init(), (self.outputs,))
             log_std = jnp.broadcast_to(log_std, output.shape)
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value_head")(value_features)
+        value = nn.Dense(1, kernel_init=orthogonal(1.0), name="value_head")(value_features)
         return output, log_std, value[..., 0]
 
 

@@ -93,9 +93,7 @@ def make_population(trainer: Trainer) -> Population:
     """
 
     def init(keys: Key, hyperparameters: Any) -> PopulationState:
-        # One after the other: orthogonal initialisation of many members at once would call LAPACK for a batch, which
-        # can hang on a CPU (azjax.batching.linear_algebra).
-        members = jax.lax.map(lambda own: with_hyperparameters(trainer.init(own[0]), own[1]), (keys, hyperparameters))
+        members = jax.vmap(lambda key, own: with_hyperparameters(trainer.init(key), own))(keys, hyperparameters)
         return PopulationState(members=members, alive=jnp.ones(keys.shape, bool))
 
     def step(state: PopulationState) -> tuple[PopulationState, PopulationMetrics]:

@@ -179,3 +179,17 @@ def test_different_keys_give_different_weights_and_the_same_key_the_same():
     first, again, other = init(jax.random.key(0)), init(jax.random.key(0)), init(jax.random.key(1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).all()
+
+
+def test_networks_of_many_members_are_factorised_one_by_one() -> None:
+    network, spec = azjax.ActorCritic(), jax.ShapeDtypeStruct((27,), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 8)
+    program = jax.jit(jax.vmap(lambda key: network.init(key, spec, azjax.Box(8))))
+    # LAPACK for a batch of matrices hangs where there is a device for each core.
+    text = program.lower(keys).as_text()
+    assert "geqrf" in text or "qr" in text.lower()
+    assert "tensor<8x64x64xf32>" not in "".join(line for line in text.splitlines() if "custom_call" in line)
+    together = program(keys)
+    for n in (0, 7):
+        alone = jax.jit(lambda key: network.init(key, spec, azjax.Box(8)))(keys[n])
+        jax.tree.map(lambda a, b, n=n: np.testing.assert_array_equal(a[n], b), together, alone)
