@@ -57,13 +57,14 @@ def default_learner_config() -> PPOConfig:
 def default_reasoner_config() -> ReasonerConfig:
     """Self-play with the remedies for a model that starts from random weights."""
     return ReasonerConfig(
-        batch=8,
-        attempts=4,
+        batch=16,
+        attempts=2,
         uniform_share=0.5,
         first_level=1,
         imitate_updates=2**31 - 1,
-        imitation_batch=40,
+        imitation_batch=48,
         hindsight=True,
+        steps="task",
     )
 
 
