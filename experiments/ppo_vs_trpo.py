@@ -2,7 +2,7 @@
 
 Command:   python experiments/ppo_vs_trpo.py --out runs/ppo_vs_trpo
 Hardware:  2 CPU cores (any machine works; the presets are tuned for few cores)
-Time:      50 minutes beside other work on 2 cores of an AMD EPYC, a longer while on older ones
+Time:      80 minutes beside other work on 2 cores of an AMD EPYC, a longer while on older ones
 Expected:  the table of docs/results.md
 
 Every run is an ``azjax train`` with its preset, in a process of its own, and keeps its folder.
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="names that azjax train takes")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(ALGORITHMS), default=tuple(ALGORITHMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, help="environment steps of every run, instead of the preset's")
     args = parser.parse_args()
 

@@ -16,6 +16,7 @@ import test_cli
 import yaml
 
 import azjax
+from azjax.cli import reason
 from azjax.cli.main import BROKEN, COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
 from azjax.cli.sweep import read_sweep
@@ -30,6 +31,12 @@ RUNNING = ROOT / "docs" / "running.md"
 PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OPTIONS = {name: options for name, options in test_cli.OPTIONS.items() if name != "train"}
+REASON = {
+    "train": reason.PPOReasonOptions,
+    "evaluate": reason.EvaluateOptions,
+    "solve": reason.SolveOptions,
+    "propose": reason.ProposeOptions,
+}
 name_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -153,6 +160,9 @@ def test_the_commands_in_the_docs_are_valid(page: Path, words: list[str]) -> Non
     elif command == "sweep":
         _, members, *_ = read_sweep(rest, "azjax sweep")
         assert len(members) > 1
+    elif command == "reason":
+        action, *rest = rest
+        parse(REASON[action], rest, prog=command)
     elif command == "tune":
         read_search(rest, "azjax tune")[0].validate()
     else:
@@ -164,7 +174,7 @@ def test_the_flags_in_the_docs_exist(page: Path) -> None:
     known = {"--help", "--version", "--samples", "--axes", "--halvings", "--trials", "--batch"} | flags_of(
         PPOTrainOptions
     )
-    for options in OPTIONS.values():
+    for options in (*OPTIONS.values(), *REASON.values()):
         known |= flags_of(options)
     text = page.read_text()
     own = [

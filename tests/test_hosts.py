@@ -58,7 +58,7 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.02)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Equal to rounding, which the order of a sum over devices may change."""
     ours, theirs = params(one), params(other)
     for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=2e-3, atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(ours[name], array, rtol=5e-3, atol=5e-3, err_msg=name)
     steps = [[json.loads(line)["env_steps"] for line in (run / "metrics.jsonl").open()] for run in (one, other)]
     assert steps[0] == steps[1]
 
@@ -82,20 +82,18 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_two_processes_train_stop_together_and_go_on_as_one_would(tmp_path: Path, require_devices: Any) -> None:
     require_devices(2)
     alone, run = tmp_path / "alone", tmp_path / "run"
-    size = ["--steps", str(2048 * 16)]
+    size = ["--steps", str(2048 * 100), "--checkpoint-seconds", "0.05", "--updates-per-call", "1"]
     assert main(["train", *TRAIN, *size, "--devices", "2", "--run", str(alone)]) == 0
 
     together = Processes(tmp_path, 2, "train", *TRAIN, *size, "--run", str(run))
     wait_for(lambda: checkpoints(run))
     together.all[1].send_signal(signal.SIGTERM)  # the second one is told, and the first one has to hear of it
-    codes = together.wait()
-    if codes != [0, 0]:  # otherwise they had finished already, which is as good
-        assert codes == [143, 143], together.text(0) + together.text(1)
-        assert f"azjax resume {run}" in together.text(0)
-        again = Processes(tmp_path, 2, "resume", str(run))
-        assert again.wait() == [0, 0], again.text(0) + again.text(1)
-        assert "going on after" in again.text(0)
-        assert "environment steps" not in again.text(1)  # only the first one speaks
+    assert together.wait() == [143, 143], together.text(0) + together.text(1)
+    assert f"azjax resume {run}" in together.text(0)
+    again = Processes(tmp_path, 2, "resume", str(run))
+    assert again.wait() == [0, 0], again.text(0) + again.text(1)
+    assert "going on after" in again.text(0)
+    assert "environment steps" not in again.text(1)  # only the first one speaks
     assert_same_run(run, alone)
     assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()}
 
@@ -103,7 +101,7 @@ def test_two_processes_train_stop_together_and_go_on_as_one_would(tmp_path: Path
 @pytest.mark.slow
 def test_four_processes_of_which_one_is_lost(tmp_path: Path, require_devices: Any) -> None:
     require_devices(4)
-    alone, run = tmp_path / "alone", tmp_path / "run"
+    run = tmp_path / "run"
     size = ["--steps", str(2048 * 2000), "--checkpoint-seconds", "1"]
     together = Processes(tmp_path, 4, "train", *TRAIN, *size, "--run", str(run))
     wait_for(lambda: checkpoints(run))
@@ -119,7 +117,17 @@ def test_four_processes_of_which_one_is_lost(tmp_path: Path, require_devices: An
     assert again.wait() == [0] * 4, again.text(0)
     assert json.loads((run / "summary.json").read_text())["env_steps"] >= 2048 * (reached + 40)
     assert main(["evaluate", str(run), "--episodes", "4"]) == 0
-    assert not alone.exists()
+
+
+@pytest.mark.slow
+def test_four_processes_train_what_one_would(tmp_path: Path, require_devices: Any) -> None:
+    require_devices(4)
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    size = ["--steps", str(2048 * 16)]
+    assert main(["train", *TRAIN, *size, "--devices", "4", "--run", str(alone)]) == 0
+    together = Processes(tmp_path, 4, "train", *TRAIN, *size, "--run", str(run))
+    assert together.wait() == [0] * 4, together.text(0)
+    assert_same_run(run, alone)
 
 
 @pytest.mark.slow

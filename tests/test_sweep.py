@@ -73,6 +73,11 @@ def test_an_axis_is_a_list_or_a_range(name: str, spec: Any, axis: Choice | Range
         ("learning_rate", "log:0..1", "start above 0"),
         ("gamma", "log:0.9,1", "a range is low..high or log:low..high"),
         ("gamma", {"normal": [0, 1]}, "a range is {uniform"),
+        ("gamma", {"uniform": 5}, "a range is {uniform"),
+        ("gamma", {"uniform": ["a", 1]}, "'a' where a number should be"),
+        ("gamma", {"uniform": [0, float("inf")]}, "'inf' where a number should be"),
+        ("policy_hidden", [[64, [64]], [3]], "it must be whole numbers"),
+        ("policy_hidden", [[64, -3]], "it must be whole numbers"),
         ("gamma", 0.9, "give a list of values"),
         ("gamma", [True], "not of its type"),
         ("policy_hidden", "64,64", "lists of layers go into a file"),
@@ -130,6 +135,12 @@ def test_members_that_differ_in_what_is_static_have_programs_of_their_own() -> N
     assert [group.options.learner.epochs for group in groups] == [1, 2]  # type: ignore[attr-defined]
 
 
+def test_the_seeds_of_a_configuration_that_may_stop_stay_together() -> None:
+    group = Group(CARTPOLE, tuple(range(12)))
+    assert list(parts_of(group, 7, 3)) == [tuple(range(6)), tuple(range(6, 12))]
+    assert [len(part) for part in parts_of(group, 2, 3)] == [3] * 4
+
+
 @given(st.integers(1, 50), st.integers(1, 50))
 def test_parts_are_of_at_most_two_sizes(count: int, chunk: int) -> None:
     parts = list(parts_of(Group(CARTPOLE, tuple(range(count))), chunk))
@@ -141,9 +152,10 @@ def test_parts_are_of_at_most_two_sizes(count: int, chunk: int) -> None:
 
 
 def test_a_sweep_is_written_and_read() -> None:
-    sweep = Sweep(CARTPOLE, ({"policy_hidden": (8, 8), "seed": 0}, {"policy_hidden": (4,), "seed": 0}), 2)
+    sweep = Sweep(CARTPOLE, ({"policy_hidden": (8, 8), "seed": 0}, {"policy_hidden": (4,), "seed": 0}), None, (2,), 1)
     assert from_text(to_text(sweep), Path("sweep.yaml")) == sweep
-    for text in ("", "[]", "schema: 9", "schema: 1\nmembers: 3\nchunk: 1", "schema: 1\nmembers: []\nchunk: x", "a: [",
+    for text in ("", "[]", "schema: 9", "schema: 1\nmembers: 3\nchunks: [1]",
+                 "schema: 1\nmembers: []\nchunks: [x]", "a: [",
                  to_text(sweep).replace("env:", "evn:")):  # fmt: skip
         with pytest.raises(ConfigError, match=r"sweep.yaml describes no sweep"):
             from_text(text, Path("sweep.yaml"))
@@ -151,10 +163,11 @@ def test_a_sweep_is_written_and_read() -> None:
 
 def test_configurations_are_ranked_by_their_interquartile_mean() -> None:
     rows = [
-        {"member": n, "gamma": gamma, "return_mean": value, "frozen": False}
-        for n, (gamma, value) in enumerate([(0.9, 1.0), (0.9, 3.0), (0.99, 4.0), (0.99, 6.0)])
+        {"member": n, "gamma": gamma, "return_mean": value, "frozen": False, "stopped_early": value > 9.0}
+        for n, (gamma, value) in enumerate([(0.9, 1.0), (0.9, 3.0), (0.99, 4.0), (0.99, 6.0), (1.0, 10.0)])
     ]
-    best, worst = rank(rows, ["gamma"])
+    best, worst, stopped = rank(rows, ["gamma"])
+    assert (stopped["values"], stopped["stopped_early"]) == ({"gamma": 1.0}, True)  # it had fewer steps than the others
     assert best["values"] == {"gamma": 0.99}
     assert best["return_iqm"] == best["return_mean"] == 5.0
     assert (best["members"], worst["members"], worst["seeds"]) == ([2, 3], [0, 1], 2)

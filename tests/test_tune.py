@@ -86,7 +86,8 @@ def test_a_trial_whose_member_broke_counts_as_failed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "run_sweep", lambda *args: None)
     monkeypatch.setattr(module, "read_rows", lambda path: rows)
     search = Search(preset_options("azjax:cartpole"), {"gamma": "0.9,0.99"}, seeds=2)
-    assert module._run_batch(tmp_path / "batches" / "00", search, [{"gamma": 0.9}, {"gamma": 0.99}]) == [2.0, None]
+    trials = [{"gamma": 2.0}, {"gamma": 0.9}, {"gamma": 0.99}]  # of which the first makes no sense
+    assert module._run_batch(tmp_path / "batches" / "00", search, trials) == [None, 2.0, None]
 
 
 def test_a_search_is_written_and_read() -> None:

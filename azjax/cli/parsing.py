@@ -92,6 +92,8 @@ def flags_of(cls: type) -> set[str]:
         if _is_required(field) or tyro.conf.Positional in typing.get_args(hints[field.name]):
             continue
         nested = field.default_factory
+        if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
+            nested = hints[field.name]
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
             flags |= flags_of(nested)
         else:

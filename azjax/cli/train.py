@@ -81,7 +81,7 @@ def start_sweep(
     options: TrainOptions, members: Sequence[Member], given: CommandOptions, command: Sequence[str], halvings: int = 0
 ) -> int:
     """Trains the members of a sweep, or says what it would be."""
-    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), given.chunk, halvings)
+    sweep = Sweep(dataclasses.replace(options, run=None), tuple(members), given.chunk, halvings=halvings)
     if given.dry_run:
         print("\n".join(preview(sweep)))
         return 0

@@ -92,7 +92,8 @@ class Checkpoints:
         """
         self.wait()
         renewed = update == self._restored
-        arrays = {} if renewed else host_arrays(state)  # of which other processes have parts
+        # Other processes have parts of the arrays, and don't know what this one restored.
+        arrays = {} if renewed and jax.process_count() == 1 else host_arrays(state)
         if not hosts.is_first():
             return
         if renewed:

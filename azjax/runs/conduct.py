@@ -34,18 +34,23 @@ class SinkOptions(Protocol):
         ...
 
 
-def compiled(build: Callable[[], T], folder: RunFolder, console: RunConsole) -> T:
+def compiled(build: Callable[[], T], folder: Path, console: RunConsole) -> T:
     """The programs of a run, compiled while the console shows it.
+
+    Args:
+      build: compiles them.
+      folder: what ``azjax resume`` is given to go on.
+      console: shows that it takes time.
 
     Raises:
       RunInterrupted: if a signal came meanwhile.
     """
-    console.say(f"results in {folder.path}")
+    console.say(f"results in {folder}")
     try:
         with console.waiting("compiling"):
             return build()
     except KeyboardInterrupt as error:
-        raise RunInterrupted(signal.SIGINT, f"nothing was trained yet; azjax resume {folder.path} does") from error
+        raise RunInterrupted(signal.SIGINT, f"nothing was trained yet; azjax resume {folder} does") from error
 
 
 def conduct(

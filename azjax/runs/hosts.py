@@ -106,9 +106,9 @@ def first_to_know(own: Sequence[int]) -> list[int]:
     return [int(value) for value in np.asarray(multihost_utils.process_allgather(np.array(own))).max(axis=0)]
 
 
-def of_first(own: int) -> int:
-    """The first process's number; all must call it."""
-    return first_to_know([own if is_first() else -(1 << 30)])[0]
+def of_first(own: Sequence[int]) -> list[int]:
+    """The first process's numbers; all must call it with equally many."""
+    return first_to_know(own if is_first() else [-(1 << 30)] * len(own))
 
 
 def whole(tree: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from azjax.runs.arrays import host_arrays, place_arrays
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
 from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
-from azjax.runs.folder import RunFolder, read_metrics, write_json, write_text
+from azjax.runs.folder import RunFolder, write_json, write_text
 from azjax.runs.loop import Position
 from azjax.runs.options import TrainOptions, to_yaml
 from azjax.runs.population import (
@@ -96,6 +98,8 @@ def train_part(
         planned = _plan(part, members)
         for place, each in zip(part.folders, planned.options, strict=True):
             place.mkdir(parents=True, exist_ok=True)
+            if (place / "summary.json").exists():
+                continue  # it has stopped, and may have gone on by itself
             write_text(place / "config.yaml", to_yaml(dataclasses.replace(each, run=place)))
         ends = rungs(first.updates, planned.options[0].updates_per_call or 1, part.halvings)
         saved = Checkpoints(part.before / "checkpoints", 1, console.warn).updates()[-1:]
@@ -105,14 +109,14 @@ def train_part(
         for end in ends:
             following = saved != [] and saved[0] > end
             if not following:
-                position, moved = _train_rung(
+                position, moved, kept = _train_rung(
                     part, members, planned, end, moved, position, build, own, console, options, found=saved != []
                 )
                 saved = []
             if end == ends[-1]:
                 return
-            records = read_metrics((own.path if not following else part.before) / "metrics.jsonl")
-            kept = survivors(members, part.configurations, returns_at(records, end, first))
+            if following:
+                kept = _kept(part, members, _records(part.before), end)
             console.total_steps -= (len(members) - len(kept)) * (first.total_steps - end * first.env_steps_per_update)
             if not following:
                 console.say(f"update {end}: {len(members) - len(kept)} of {len(members)} members stop")
@@ -153,7 +157,7 @@ def _train_rung(
     options: TrainOptions,
     *,
     found: bool,
-) -> tuple[Position, Restored]:
+) -> tuple[Position, Restored, list[int]]:
     """Trains some members up to an update; finishes those that won't go on, which at the last rung are all."""
     keep = options.keep_checkpoints
     check_space(part.place, planned.compiled.state, keep + 2)
@@ -166,17 +170,34 @@ def _train_rung(
             f"{part.sweep} was changed since the checkpoint; change its configuration back, or start another sweep",
         )
         console.say(f"going on after update {position.update} of {part.options[0].updates}")
-    programs = compiled(lambda: build(planned), RunFolder.existing(own.path), console)
-    records = read_metrics(part.before / "metrics.jsonl")[: position.records] if position.records else []
+    programs = compiled(lambda: build(planned), part.sweep, console)
+    records = _records(part.before, position.records)
     job = PopulationJob(planned, programs, part.folders, part.text, records, members, end)
     checkpoints = Checkpoints(own.file("checkpoints"), keep, console.warn)
     state, episodes = conduct(job, own, moved, position, checkpoints, console, options, resumed=part.sweep)
     job.keep(state, False)
-    lines = read_metrics(own.file("metrics.jsonl"))
-    last = end == part.options[0].updates
-    kept = [] if last else survivors(members, part.configurations, returns_at(lines, end, part.options[0]))
+    lines = _records(own.path)
+    kept = [] if end == part.options[0].updates else _kept(part, members, lines, end)
     _finish_members(part, members, kept, planned, state, episodes, job, position, lines, console)
-    return position, Restored(state, {"env_steps": job.env_steps(state)})
+    return position, Restored(state, {"env_steps": job.env_steps(state)}), kept
+
+
+def _kept(part: Part, members: Sequence[int], records: Sequence[dict[str, Any]], end: int) -> list[int]:
+    return survivors(members, part.configurations, returns_at(records, end, part.options[0]))
+
+
+def _records(folder: Path, count: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a part's metrics, at most so many; a line that a kill cut short, and what follows, is left out."""
+    path = folder / "metrics.jsonl"
+    if count == 0 or not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        for line in itertools.islice(file, count):
+            if not line.endswith(b"\n"):
+                break
+            records.append(json.loads(line))
+    return records
 
 
 def _finish_members(

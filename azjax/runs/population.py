@@ -89,7 +89,13 @@ def devices_of(options: TrainOptions, members: int, wanted: int | None) -> tuple
         "that, or leave it out",
     )
     options.check_devices(1)
-    return divide_devices(members, wanted or available, options.fits)
+    shape = divide_devices(members, wanted or available, options.fits)
+    require(
+        jax.process_count() == 1 or math.prod(shape) == available,
+        f"{members} members can't be divided among the {available} devices of all processes, each of which must take "
+        "part; choose a multiple of them, or lanes that can be divided",
+    )
+    return shape
 
 
 def member_bytes(options: TrainOptions, env: Environment) -> int:
@@ -104,9 +110,10 @@ def member_bytes(options: TrainOptions, env: Environment) -> int:
 
 
 def largest_chunk(bytes_each: int) -> int:
-    """How many members fit into the memory that is free."""
+    """How many members fit into the memory that is free, in whichever process has the least."""
     free = machine.free_memory(jax.devices())
-    return 1 << 20 if free is None else max(1, int(_SHARE_OF_MEMORY * free / bytes_each))
+    own = 1 << 20 if free is None else min(1 << 20, max(1, int(_SHARE_OF_MEMORY * free / bytes_each)))
+    return -hosts.first_to_know([-own])[0]
 
 
 def plan_part(options: Sequence[TrainOptions], env: Environment, shape: tuple[int, int]) -> PartPlan:

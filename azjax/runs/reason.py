@@ -194,7 +194,7 @@ def _run(
 ) -> ReasonResult:
     options = prepared.options
     console.say(_describe(prepared))
-    job, seconds = compiled(lambda: _build(prepared, folder), folder, console)
+    job, seconds = compiled(lambda: _build(prepared, folder), folder.path, console)
     position.clock.compilation += seconds
     state, marks = conduct(job, folder, found, position, checkpoints, console, options)
     job.keep(state, False)

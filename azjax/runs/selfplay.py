@@ -169,7 +169,7 @@ def run(
     """Compiles, trains from a position, and finishes."""
     options = plan.options
     console.say(describe(options))
-    programs = compiled(lambda: build(plan), folder, console)
+    programs = compiled(lambda: build(plan), folder.path, console)
     position.clock.compilation += programs.seconds
     job = SelfPlayJob(plan, programs, functools.partial(save_policies, folder, plan))
     state, episodes = conduct(job, folder, found, position, checkpoints, console, options)

@@ -72,12 +72,13 @@ def read_axis(options: TrainOptions, name: str, spec: Any) -> Choice | Range:
     if isinstance(spec, str):
         return _axis_from_text(name, spec, hint)
     if isinstance(spec, dict):
+        kind, ends = next(iter(spec.items()), ("", None))
         require(
-            len(spec) == 1 and next(iter(spec)) in ("uniform", "log") and len(next(iter(spec.values()))) == 2,
+            len(spec) == 1 and kind in ("uniform", "log") and isinstance(ends, list) and len(ends) == 2,
             f"{name} is {spec!r}; a range is {{uniform: [low, high]}} or {{log: [low, high]}}",
         )
-        kind, (low, high) = next(iter(spec.items()))
-        return _range(name, float(low), float(high), kind == "log", hint)
+        low, high = (_number(name, str(end)) for end in ends or ())
+        return _range(name, low, high, kind == "log", hint)
     require(isinstance(spec, list) and len(spec) > 0, f"{name} is {spec!r}; give a list of values, or a range")
     return _choice(name, [_typed(name, value, hint) for value in spec])
 
@@ -134,6 +135,9 @@ def _typed(name: str, value: Any, hint: Any) -> Value:
                 kind = "a whole number" if hint is int else "a number"
                 raise ConfigError(f"{name} has the value {value!r}; it must be {kind}") from error
     if isinstance(value, list) and typing.get_origin(hint) is tuple:
+        require(
+            all(type(n) is int and n > 0 for n in value), f"{name} has the value {value!r}; it must be whole numbers"
+        )
         return tuple(value)
     if hint is float and type(value) is int:
         return float(value)
@@ -214,9 +218,16 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def parts_of(group: Group, chunk: int) -> Iterator[tuple[int, ...]]:
-    """The members of a group in parts of at most so many, as equal as can be with at most two sizes."""
-    count = -(-len(group.members) // chunk)
-    size = -(-len(group.members) // count)
+def parts_of(group: Group, chunk: int, together: int = 1) -> Iterator[tuple[int, ...]]:
+    """The members of a group in parts of at most so many, as equal as can be with at most two sizes.
+
+    Args:
+      group: its members in order.
+      chunk: most members of a part.
+      together: so many consecutive members stay in one part, even if ``chunk`` is smaller.
+    """
+    units = -(-len(group.members) // together)
+    count = -(-units // max(1, chunk // together))
+    size = -(-units // count) * together
     for start in range(0, len(group.members), size):
         yield group.members[start : start + size]

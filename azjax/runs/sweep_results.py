@@ -72,7 +72,7 @@ def write_results(
         "frozen": sum(row["frozen"] for row in rows),
         "env_steps": sum(row["env_steps"] for row in rows),
         "configurations": rank(usable, swept),
-        "best_member": max(usable, key=lambda row: row["return_mean"], default=None),
+        "best_member": max(usable, key=lambda row: (not row["stopped_early"], row["return_mean"]), default=None),
         "files": files,
         "rows": rows,
     }
@@ -129,7 +129,10 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 
 def rank(rows: Sequence[Row], swept: Sequence[str]) -> list[dict[str, Any]]:
-    """The configurations, that with the highest interquartile mean of its seeds' returns first."""
+    """The configurations that trained to the end, then those that were stopped; each the better ones first.
+
+    Better: by the interquartile mean of the returns of their seeds that did not break.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in swept), []).append(row)
@@ -145,10 +148,11 @@ def rank(rows: Sequence[Row], swept: Sequence[str]) -> list[dict[str, Any]]:
                 "return_iqm_low": low,
                 "return_iqm_high": high,
                 "return_mean": float(returns.mean()),
+                "stopped_early": all(row["stopped_early"] for row in own),
                 "members": [row["member"] for row in own],
             }
         )
-    return sorted(entries, key=lambda entry: -entry["return_iqm"])
+    return sorted(entries, key=lambda entry: (entry["stopped_early"], -entry["return_iqm"]))
 
 
 def plot_marginals(path: Path, rows: Sequence[Row], swept: Sequence[str]) -> None:

@@ -52,6 +52,7 @@ class Sweep:
     base: TrainOptions  # of all
     members: tuple[Member, ...]  # what each changes
     chunk: int | None = None  # most members of one program; None: as many as fit into memory
+    chunks: tuple[int, ...] = ()  # what that was for each group of members that can share a program, once settled
     halvings: int = 0  # how often the worse half of the configurations of a program stops
 
 
@@ -97,7 +98,7 @@ def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
         if folder is not None:
             check_free(place)
         layout = lay_out(sweep)
-        content = dataclasses.replace(sweep, chunk=max(layout.chunks))
+        content = dataclasses.replace(sweep, chunks=tuple(layout.chunks))
         made = RunFolder.numbered(place) if folder is None else RunFolder(place)
         with made.claimed(), console_of(sweep.base) as console:
             text = to_text(content)
@@ -152,11 +153,23 @@ def lay_out(sweep: Sweep) -> Layout:
     groups = group_members(options)
     envs = [make_member_env(group.options) for group in groups]
     sizes = [member_bytes(group.options, env) for group, env in zip(groups, envs, strict=True)]
-    chunks = [min(sweep.chunk or largest_chunk(size), len(g.members)) for g, size in zip(groups, sizes, strict=True)]
+    require(
+        sweep.halvings == 0 or jax.process_count() == 1,
+        f"halvings is {sweep.halvings}, but a program that shrinks can't be divided among processes; leave it out",
+    )
+    require(
+        len(sweep.chunks) in (0, len(groups)), f"chunks are not one for each of the {len(groups)} groups of members"
+    )
+    chunks = list(sweep.chunks) or [
+        min(sweep.chunk or largest_chunk(size), len(group.members)) for group, size in zip(groups, sizes, strict=True)
+    ]
+    seeds = 1  # a configuration that may be stopped stays in one part
+    if sweep.halvings:
+        seeds = len(sweep.members) // len({configuration_of(own) for own in sweep.members})
     parts = [
         Share(number, members, devices_of(group.options, len(members), sweep.base.devices))
         for number, (group, chunk) in enumerate(zip(groups, chunks, strict=True))
-        for members in parts_of(group, chunk)
+        for members in parts_of(group, chunk, seeds)
     ]
     return Layout(options, groups, envs, chunks, sizes, parts)
 
@@ -218,9 +231,14 @@ def _run(folder: RunFolder, source: Path, layout: Layout, sweep: Sweep, text: st
     return SweepResult(folder.path, summary)
 
 
+def configuration_of(member: Member) -> tuple[tuple[str, Any], ...]:
+    """What a member changes but its seed."""
+    return tuple((name, value) for name, value in member.items() if name != "seed")
+
+
 def _part_of(folder: RunFolder, source: Path, layout: Layout, sweep: Sweep, text: str, number: int) -> Part:
     members, name = layout.parts[number].members, f"{number:02d}"
-    changes = [tuple((k, v) for k, v in sweep.members[i].items() if k != "seed") for i in members]
+    changes = [configuration_of(sweep.members[i]) for i in members]
     order = {change: n for n, change in enumerate(dict.fromkeys(changes))}
     return Part(
         options=tuple(layout.options[i] for i in members),
@@ -245,11 +263,12 @@ def _table(folder: RunFolder, summary: dict[str, Any], seconds: float) -> tuple[
     rows = []
     for place, entry in enumerate(summary["configurations"][:5]):
         values = ", ".join(f"{name} {shown(value)}" for name, value in entry["values"].items()) or "all members"
-        rows.append((
-            "configurations" * (place == 0),
-            f"IQM {entry['return_iqm']:.1f}, 95 % interval {entry['return_iqm_low']:.1f} to "
-            f"{entry['return_iqm_high']:.1f}, {entry['seeds']} seed{'s' * (entry['seeds'] > 1)}: {values}",
-        ))  # fmt: skip
+        several = (
+            f"95 % interval {entry['return_iqm_low']:.1f} to {entry['return_iqm_high']:.1f}, {entry['seeds']} seeds"
+        )
+        stopped = ", stopped early" * entry["stopped_early"]
+        text = f"IQM {entry['return_iqm']:.1f}, {several if entry['seeds'] > 1 else 'one seed'}{stopped}: {values}"
+        rows.append(("configurations" * (place == 0), text))
     if summary["frozen"]:
         rows.append(("frozen", f"{summary['frozen']} members, whose parameters became NaN"))
     best = summary["best_member"]
@@ -272,7 +291,7 @@ def to_text(sweep: Sweep) -> str:
     members = [{k: list(v) if isinstance(v, tuple) else v for k, v in own.items()} for own in sweep.members]
     data = {
         "schema": SCHEMA,
-        "chunk": sweep.chunk,
+        "chunks": list(sweep.chunks),
         "halvings": sweep.halvings,
         "base": to_plain(sweep.base),
         "members": members,
@@ -285,14 +304,14 @@ def from_text(text: str, path: Path) -> Sweep:
     try:
         data = parse_yaml(text.encode())
         require(isinstance(data, dict), "it holds no mapping")
-        schema, members, chunk = data.get("schema"), data.get("members"), data.get("chunk")
+        schema, members, chunks = data.get("schema"), data.get("members"), data.get("chunks")
         require(schema == SCHEMA, f"it has schema {schema!r}, this azjax reads {SCHEMA}")
         require(isinstance(members, list) and all(isinstance(m, dict) for m in members), "members are no list")
-        require(type(chunk) is int, f"chunk is {chunk!r}")
+        require(isinstance(chunks, list) and all(type(n) is int and n > 0 for n in chunks), "chunks are no numbers")
         halvings = data.get("halvings", 0)
         require(type(halvings) is int, f"halvings is {halvings!r}")
         base = options_from_plain(data.get("base"), TrainOptions)
     except ValueError as error:
         raise ConfigError(f"{path} describes no sweep: {error}; {_MEND}") from error
     plain = [{str(k): tuple(v) if isinstance(v, list) else v for k, v in own.items()} for own in members]
-    return Sweep(base, tuple(plain), chunk, halvings)
+    return Sweep(base, tuple(plain), None, tuple(chunks), halvings)

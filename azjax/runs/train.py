@@ -143,7 +143,7 @@ def run(
     """Compiles, trains from a position, and finishes."""
     options = prepared.options
     console.say(describe(options))
-    programs = compiled(lambda: build(prepared), folder, console)
+    programs = compiled(lambda: build(prepared), folder.path, console)
     position.clock.compilation += programs.seconds
     job = TrainingJob(options, programs, functools.partial(save_policies, folder, prepared))
     state, episodes = conduct(job, folder, found, position, checkpoints, console, options)

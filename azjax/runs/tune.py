@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import yaml
 
 from azjax.config import ConfigError, require, require_number
@@ -117,6 +118,7 @@ def tune(search: Search, folder: Path | None = None) -> Found:
 def resume(path: Path, *, steps: int | None = None, devices: int | None = None, quiet: bool = False) -> Found:
     """Goes on with a search that was interrupted."""
     require(steps is None, f"{path} is a search, whose trials have equally many steps; leave --steps out")
+    require(not jax.distributed.is_initialized(), "a search runs in one process; leave the coordinator out")
     folder = RunFolder.existing(path)
     require(not folder.file("summary.json").exists(), f"search {path} is finished; its results are in {path}")
     search = from_text(read_limited(folder.file(TUNE), _LARGEST).decode("utf-8", "replace"), folder.file(TUNE))
@@ -133,10 +135,9 @@ def _search(folder: RunFolder, search: Search) -> Found:
     with RunConsole(0, quiet=search.base.quiet) as console:
         for number, size in enumerate(_batches(search)):
             waiting = [trial for trial in study.trials if trial.user_attrs.get("batch") == number]
-            if not waiting:
-                for _ in range(size):
-                    _ask(study, axes).set_user_attr("batch", number)
-                waiting = [trial for trial in study.trials if trial.user_attrs.get("batch") == number]
+            for _ in range(size - len(waiting)):
+                _ask(study, axes).set_user_attr("batch", number)
+            waiting = [trial for trial in study.trials if trial.user_attrs.get("batch") == number]
             unfinished = [trial for trial in waiting if not trial.state.is_finished()]
             if not unfinished:
                 continue
@@ -145,7 +146,8 @@ def _search(folder: RunFolder, search: Search) -> Found:
             for trial, score in zip(waiting, scores, strict=True):
                 if not trial.state.is_finished():
                     _tell(study, trial.number, score)
-            console.say(f"best so far: {study.best_value:.1f} with {_words(study.best_params)}")
+            if any(trial.value is not None for trial in study.trials):
+                console.say(f"best so far: {study.best_value:.1f} with {_words(study.best_params)}")
         return Found(folder.path, _finish(folder, search, study, console))
 
 
@@ -162,11 +164,11 @@ def open_study(path: Path, seed: int) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # of trials that are trained at once
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(
-        study_name="azjax", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
-    )
+    study = optuna.create_study(study_name="azjax", storage=storage, direction="maximize", load_if_exists=True)
+    # Trials of a batch are trained at once. A search that goes on must not draw again what it has drawn.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + 7919 * len(study.trials), constant_liar=True)
+    return study
 
 
 def _ask(study: Any, axes: Axes) -> Any:
@@ -190,21 +192,35 @@ def _tell(study: Any, number: int, score: float | None) -> None:
 
 def _run_batch(path: Path, search: Search, trials: list[dict[str, Any]]) -> list[float | None]:
     """Trains the trials of a batch; each one's mean return over seeds, None if a seed broke."""
-    if not (path / "summary.json").exists():
+    valid = [values for values in trials if _makes_sense(search, values)]
+    if valid and not (path / "summary.json").exists():
         if path.exists():
             resume_sweep(path, quiet=search.base.quiet)
         else:
             seeds = range(search.base.seed, search.base.seed + search.seeds)
-            members: list[Member] = [{**values, "seed": seed} for values in trials for seed in seeds]
+            members: list[Member] = [{**values, "seed": seed} for values in valid for seed in seeds]
             path.parent.mkdir(exist_ok=True)
             run_sweep(Sweep(search.base, tuple(members), search.chunk), path)
-    rows = read_rows(path)
+    rows = read_rows(path) if valid else []
     scores: list[float | None] = []
-    for i in range(len(trials)):
+    for values in trials:
+        if values not in valid:
+            scores.append(None)
+            continue
+        i = valid.index(values)
         own = [row["return_mean"] for row in rows[i * search.seeds : (i + 1) * search.seeds] if not row["frozen"]]
         whole = len(own) == search.seeds and all(value is not None for value in own)
         scores.append(sum(own) / len(own) if whole else None)
     return scores
+
+
+def _makes_sense(search: Search, values: dict[str, Any]) -> bool:
+    """Whether values that are each allowed are allowed together."""
+    try:
+        member_options(search.base, {**values, "seed": search.base.seed})
+    except ConfigError:
+        return False
+    return True
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
