@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -79,3 +80,14 @@ def test_an_interrupted_run_has_an_exit_code_and_a_mend(number: signal.Signals, 
     assert error.exit_code == code
     assert isinstance(error, KeyboardInterrupt)
     assert str(error) == f"stopped by {number.name}; go on with: azjax resume runs/x"
+
+
+def test_a_signal_that_arrives_twice_is_one() -> None:
+    with StopRequest(lambda text: None, deaf=0.2) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        time.sleep(0.25)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)

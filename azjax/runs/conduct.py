@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import jax
+
 from azjax.runs import hosts
 from azjax.runs.checkpoints import Checkpoints, Restored
 from azjax.runs.console import RunConsole
@@ -94,7 +96,9 @@ def conduct(
     if position.update < job.updates:
         retire_summary(folder, env_steps)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(lambda text: console.say(text, always=True)))
+        stop = stack.enter_context(
+            StopRequest(lambda text: console.say(text, always=True), deaf=1.0 if jax.process_count() > 1 else 0.0)
+        )
         sink_threads = Sinks(makers, console.warn)
         stack.callback(sink_threads.close)
         metrics_file = MetricsFile(metrics, position.records, console.warn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -19,9 +20,12 @@ class StopRequest:
 
     Args:
       say: takes a line when the first signal comes.
+      deaf: seconds after the first during which others are taken for the same: one that was sent to a whole group of
+        processes arrives again from the parent that passes it on.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], deaf: float = 0.0) -> None:
+        self._deaf, self._deaf_until = deaf, 0.0
         self.signal: signal.Signals | None = None
         self._say = say
         self._before: dict[signal.Signals, Any] = {}
@@ -38,8 +42,14 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self._restore()
+        if self.signal is not None:
+            if time.monotonic() >= self._deaf_until:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self.signal, self._deaf_until = signal.Signals(number), time.monotonic() + self._deaf
+        if not self._deaf:
+            self._restore()
         self._say(f"{self.signal.name}: finishing the current call, then saving; once more stops at once")
 
     def _restore(self) -> None:
