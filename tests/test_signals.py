@@ -89,5 +89,4 @@ def test_a_signal_that_arrives_twice_is_one() -> None:
         assert stop.signal == signal.SIGTERM
         time.sleep(0.25)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1.0)
+            signal.raise_signal(signal.SIGINT)
