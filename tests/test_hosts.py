@@ -31,7 +31,9 @@ class Processes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+        # Compiled as this process compiles: other optimisations round differently.
+        changes = {"JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = os.environ | changes | {"XDG_CACHE_HOME": str(folder / "cache")}
         self.outputs = [folder / f"{words[0]}-{port}-{i}.txt" for i in range(count)]
         self.all = []
         for i, output in enumerate(self.outputs):
@@ -74,7 +76,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Equal to rounding, which the order of a sum over devices may change."""
     ours, theirs = params(one), params(other)
     for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=5e-3, atol=5e-3, err_msg=name)
+        np.testing.assert_allclose(ours[name], array, rtol=2e-3, atol=2e-3, err_msg=name)
     steps = [[json.loads(line)["env_steps"] for line in (run / "metrics.jsonl").open()] for run in (one, other)]
     assert steps[0] == steps[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib.resources
 import reprlib
@@ -28,7 +29,7 @@ OptionsT = TypeVar("OptionsT", bound="RunOptions")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
+class RunOptions(abc.ABC):
     """What runs of every kind that trains a policy have in common."""
 
     kind: ClassVar[str]
@@ -73,26 +74,26 @@ class RunOptions:
     """Hyperparameters of the algorithm."""
 
     @property
+    @abc.abstractmethod
     def env_steps_per_update(self) -> int:
         """Environment steps in which the lanes of one update are trained."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def updates(self) -> int:
         """Updates of the run: the first count that reaches ``steps``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def steps_after(self, updates: int) -> int:
         """Environment steps behind so many updates."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def check_devices(self, devices: int) -> None:
         """Raises ``ConfigError`` unless lanes and minibatches can be divided among the devices."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
-        raise NotImplementedError
 
     @property
     def total_steps(self) -> int:
