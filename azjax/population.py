@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from azjax.config import as_arrays, require, require_number
 from azjax.evaluation import Episodes, Evaluator
-from azjax.training import Metrics, Trainer, TrainState, lane_specs, resize_empty
+from azjax.training import Metrics, Trainer, TrainState, lane_specs, placed, resize_empty
 from azjax.types import Array, Key
 from azjax.xla import compiler_options
 
@@ -225,9 +225,7 @@ def compile_population(
     return CompiledPopulation(
         init=jax.jit(population.init, out_shardings=shardings, compiler_options=compiler_options(platform, soon=True)),
         step=jax.jit(program, donate_argnums=0, compiler_options=compiler_options(platform)),
-        state=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-        ),
+        state=placed(shapes, shardings),
     )
 
 

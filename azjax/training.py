@@ -432,9 +432,14 @@ def compile(trainer: Compilable, mesh: Mesh | None = None, updates_per_call: int
     return CompiledTrainer(
         init=jax.jit(trainer.init, out_shardings=shardings, compiler_options=compiler_options(platform, soon=True)),
         step=jax.jit(program, donate_argnums=0, compiler_options=compiler_options(platform)),
-        state=jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-        ),
+        state=placed(shapes, shardings),
+    )
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes and types of a pytree, with the place of each leaf."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
 
 
