@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -10,6 +11,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -279,6 +282,41 @@ def test_a_member_goes_on_by_itself(swept: Path, tmp_path: Path) -> None:
     steps = [json.loads(line)["env_steps"] for line in (member / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert max(steps) == 8192
+
+
+def test_a_member_that_froze_says_when_and_plays_its_last_sound_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, step = [], PopulationJob.step
+
+    def poisoned(self: PopulationJob, state: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2:  # after four updates of 512 environment steps
+            learner = state.members.learner
+            rate = jnp.where(jnp.arange(2) == 1, jnp.nan, learner.hyperparameters.learning_rate)
+            rate = jax.device_put(rate, learner.hyperparameters.learning_rate.sharding)
+            values = dataclasses.replace(learner.hyperparameters, learning_rate=rate)
+            members = dataclasses.replace(state.members, learner=dataclasses.replace(learner, hyperparameters=values))
+            state = dataclasses.replace(state, members=members)
+        return step(self, state)
+
+    monkeypatch.setattr(PopulationJob, "step", poisoned)
+    folder = tmp_path / "sweep"
+    words = ["azjax:cartpole", "--seeds", "2", *TINY, "--updates-per-call", "4"]
+    assert main(["train", *words, "--run", str(folder)]) == 0
+    monkeypatch.undo()
+    member = folder / "members" / "001"
+    before = {path: path.read_bytes() for path in member.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for more in ([], ["--steps", "8192"]):
+        assert main(["resume", str(member), *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"member {member} froze after 2048 environment steps" in line
+        assert f"azjax evaluate {member}" in line
+    assert {path: path.read_bytes() for path in member.rglob("*") if path.is_file()} == before
+    load_policy(member)  # is finite and whole
+    assert main(["resume", str(folder / "members" / "000")]) == 2
+    assert "is finished" in capsys.readouterr().err
 
 
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(
