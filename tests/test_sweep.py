@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
+from harness import Azjax
 from hypothesis import given
 from hypothesis import strategies as st
 
 from azjax.cli import main
 from azjax.cli.sweep import read_sweep
 from azjax.config import ConfigError
-from azjax.runs import load_policy
+from azjax.runs import load_policy, parts
 from azjax.runs.options import TrainOptions, preset_options, read_options
 from azjax.runs.parts import rungs, survivors
 from azjax.runs.population import PopulationJob, best_evaluation, member_records
@@ -393,6 +394,50 @@ def test_a_stop_after_a_rung_changes_nothing(halved: Path, tmp_path: Path, monke
     monkeypatch.undo()
     assert main(["resume", str(folder)]) == 0
     assert rows_of(folder) == rows_of(halved)
+
+
+@pytest.mark.parametrize("moment", ["in the loop's last call", pytest.param("after the loop", marks=pytest.mark.slow)])
+def test_a_stop_between_two_rungs_is_heard_and_changes_nothing(
+    halved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    folder = tmp_path / "stopped"
+    step, finish, calls = PopulationJob.step, parts._finish_members, []
+
+    def stepped(self: PopulationJob, state: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2 and moment != "after the loop":  # the last of the first rung
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, state)
+
+    def finished(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        finish(*args)
+
+    monkeypatch.setattr(PopulationJob, "step", stepped)
+    if moment == "after the loop":
+        monkeypatch.setattr(parts, "_finish_members", finished)
+    assert main(["sweep", *HALVED, "--run", str(folder)]) == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"azjax sweep: stopped by SIGTERM; go on from what was saved with: azjax resume {folder}"
+    assert len(calls) == 2  # of four: the second rung did not begin
+    monkeypatch.undo()
+    assert main(["resume", str(folder)]) == 0
+    assert rows_of(folder) == rows_of(halved)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_sweep_compiles_ends_it_in_a_line(tmp_path: Path, number: signal.Signals) -> None:
+    azjax = Azjax(tmp_path, tmp_path / "cache")
+    process = azjax.start("sweep", *SWEPT, "--devices", "1", "--run", "sweep")
+    assert process.stdout is not None
+    assert any(line.startswith("compiling ...") for line in process.stdout)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (line,) = err.splitlines()
+    assert line.startswith(f"azjax sweep: stopped by {number.name}; it was compiling")
+    assert line.endswith("go on with: azjax resume sweep")
+    assert from_text((tmp_path / "sweep" / "sweep.yaml").read_text(), Path("sweep.yaml")).members  # for the next start
 
 
 def test_several_seeds_are_a_sweep_of_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

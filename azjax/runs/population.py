@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,13 +141,13 @@ def build_part(plan: PartPlan) -> PartPrograms:
         vectorize=choose_vectorize(first.vectorize),
     )
     keys, values = starting_points(plan.options)
-    with machine.quiet_loading(), machine.rare_collection(), ThreadPoolExecutor() as pool:
+    with machine.compiling() as pool:
         step = pool.submit(plan.compiled.step.lower(plan.compiled.state).compile)
         init = pool.submit(plan.compiled.init.lower(keys, values).compile)
         params = plan.compiled.state.members.learner.params
         evaluation = compile_population_evaluator(evaluate, plan.mesh).lower(params, keys)
         init.result()
-        return PartPrograms(init.result(), step.result(), evaluation.compile())
+        return PartPrograms(init.result(), step.result(), pool.submit(evaluation.compile).result())
 
 
 def starting_points(options: Sequence[TrainOptions]) -> tuple[Any, Any]:

@@ -140,8 +140,8 @@ def check_not_frozen(folder: RunFolder) -> None:
     require(
         summary.get("frozen") is not True or type(env_steps) is not int,
         f"member {folder.path} froze after {env_steps} environment steps: the next update would have made its "
-        "parameters NaN or infinite, and would again; train its configuration with another seed or a smaller step, or use the "
-        f"policy from before: azjax evaluate {folder.path}",
+        "parameters NaN or infinite, and would again; train its configuration with another seed or a smaller step, "
+        f"or use the policy from before: azjax evaluate {folder.path}",
     )
 
 

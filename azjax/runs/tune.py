@@ -23,6 +23,7 @@ from azjax.runs.groups import shown
 from azjax.runs.kinds import TUNE
 from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, preset_values, resolve, to_plain
 from azjax.runs.reading import parse_yaml, read_json, read_limited
+from azjax.runs.signals import Interrupts, RunInterrupted
 from azjax.runs.sweep import Axes, Member, Range, member_options, read_axis
 from azjax.runs.sweep_results import to_csv
 from azjax.runs.sweeps import Sweep, run_sweep
@@ -112,7 +113,7 @@ def tune(search: Search, folder: Path | None = None) -> Found:
     made = RunFolder.numbered(path) if folder is None else RunFolder(path)
     write_text(made.file(TUNE), to_text(search))
     with made.claimed():
-        return _search(made, search)
+        return _search_until_stopped(made, search)
 
 
 def resume(path: Path, *, steps: int | None = None, devices: int | None = None, quiet: bool = False) -> Found:
@@ -126,7 +127,16 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
     search = dataclasses.replace(search, base=base)
     search.validate()
     with folder.claimed():
-        return _search(folder, search)
+        return _search_until_stopped(folder, search)
+
+
+def _search_until_stopped(folder: RunFolder, search: Search) -> Found:
+    mend = f"go on from what was saved with: azjax resume {folder.path}"
+    try:
+        with Interrupts(mend):
+            return _search(folder, search)
+    except RunInterrupted as stop:  # of a batch, which does not go on by itself
+        raise RunInterrupted(stop.signal, mend) from stop
 
 
 def _search(folder: RunFolder, search: Search) -> Found:
