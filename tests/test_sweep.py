@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -377,6 +378,9 @@ def test_the_worse_half_stops_using_steps(halved: Path) -> None:
     assert lines[0]["members"][stopped] is not None
     assert lines[-1]["members"][stopped] is None
     assert lines[-1]["population/alive"] == 4
+    steps = [line["env_steps"] for line in lines]
+    assert steps == sorted(steps)  # those of members that have stopped still count
+    assert steps[-1] == sum(int(row["env_steps"]) for row in rows)
 
 
 @pytest.mark.slow
@@ -423,6 +427,13 @@ def test_a_stop_between_two_rungs_is_heard_and_changes_nothing(
     monkeypatch.undo()
     assert main(["resume", str(folder)]) == 0
     assert rows_of(folder) == rows_of(halved)
+    shown = re.findall(r"^ *([\d,]+) of ([\d,]+) environment steps", capsys.readouterr().out, re.MULTILINE)
+    assert shown[-1] == ("20,480", "20,480")  # four members to the end, two to the rung
+
+    def steps_of(run: Path) -> list[int]:
+        return [json.loads(line)["env_steps"] for line in (run / "parts" / "00" / "metrics.jsonl").open()]
+
+    assert steps_of(folder) == steps_of(halved)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -33,6 +33,7 @@ from azjax.population import (
 )
 from azjax.runs import hosts, machine
 from azjax.runs.arrays import state_bytes
+from azjax.runs.checkpoints import Restored
 from azjax.runs.folder import write_text
 from azjax.runs.options import TrainOptions
 from azjax.runs.policy import save_policy
@@ -160,7 +161,8 @@ class PopulationJob:
     """The members of a part, as the loop sees them.
 
     A line of the part's ``metrics.jsonl`` has the line of each member, or null for one that is not alive, in
-    ``members``, their means beside, and in ``env_steps`` the sum. The members' own files are made of these.
+    ``members``, their means beside, and in ``env_steps`` the sum over all that ever trained. The members' own files are
+    made of these.
 
     Args:
       plan: of the part.
@@ -170,6 +172,7 @@ class PopulationJob:
       records: lines of the part's metrics so far.
       members: numbers, within the part, of the members that the program trains.
       updates: up to which it trains them.
+      found: what to go on from, if anything is: its ``env_steps`` are also those of members that have stopped.
     """
 
     def __init__(
@@ -181,6 +184,7 @@ class PopulationJob:
         records: Sequence[dict[str, Any]],
         members: Sequence[int],
         updates: int,
+        found: Restored | None = None,
     ) -> None:
         first = plan.options[0]
         self._members = tuple(members)
@@ -192,6 +196,7 @@ class PopulationJob:
         self._keys = jnp.stack([jax.random.key(each.seed ^ EVALUATION_SEED) for each in self._options])
         self.best = [best_evaluation(member_records(records, i)) for i in range(len(folders))]
         self._better = [False] * len(folders)
+        self._stopped_steps = 0 if found is None else found.record["env_steps"] - sum(self._env_steps(found.state))
 
     def _spread(self, records: Sequence[dict[str, Any]], alive: np.ndarray) -> list[dict[str, Any] | None]:
         """The records of the program's members at their places in the part; null for the others."""
@@ -216,8 +221,8 @@ class PopulationJob:
         return [first_episodes(member(episodes, i), count) for i in range(len(self._options))]
 
     def env_steps(self, state: PopulationState) -> int:
-        """Environment steps of all members."""
-        return sum(self._env_steps(state))
+        """Environment steps of all members, of those that have stopped, too."""
+        return self._stopped_steps + sum(self._env_steps(state))
 
     def _env_steps(self, state: PopulationState) -> list[int]:
         counters = jax.device_get(hosts.whole(state.members.env_steps))
@@ -232,7 +237,7 @@ class PopulationJob:
             return training_record(own, self._options[index], seconds)
 
         members = [of(i) for i in range(len(self._options))]
-        env_steps = sum(record["env_steps"] for record in members)
+        env_steps = self._stopped_steps + sum(record["env_steps"] for record in members)
         return {
             "env_steps": env_steps,
             "time/seconds": round(seconds, 4),
@@ -253,7 +258,7 @@ class PopulationJob:
             if self._better[i] and value is not None:
                 self.best[i] = (record["env_steps"], value)
         return {
-            "env_steps": sum(own),
+            "env_steps": self._stopped_steps + sum(own),
             "time/seconds": round(seconds, 4),
             **_means(members, alive, ("eval/episode_return_mean", "eval/episode_length_mean")),
             "population/alive": int(alive.sum()),
