@@ -17,7 +17,7 @@ from azjax.algorithms import make_learner
 from azjax.config import require
 from azjax.counters import counter_to_int
 from azjax.envs import Environment, make_env
-from azjax.envs.lanes import choose_vectorize
+from azjax.envs.lanes import choose_vectorize, reset_lanes
 from azjax.evaluation import Episodes, make_evaluator
 from azjax.population import (
     CompiledPopulation,
@@ -46,7 +46,8 @@ from azjax.types import Learner
 _SHARE_OF_MEMORY = 0.6
 # Fitted to XLA's own account of its programs, which tests/test_population.py compares: a rollout is held about so
 # often, as observations, rows of the batch and shuffled minibatches; of the state there are the old and the new; and of
-# the hidden units of both networks on all rows the larger part is held at once.
+# the hidden units of both networks on all rows the larger part is held at once. An evaluation holds the old, the new
+# and the selected states of its episodes, and the hidden units of the policy, beside the state of training.
 _ROLLOUT_COPIES = 4.0
 _STATE_COPIES = 3.0
 _HIDDEN_COPIES = 0.75
@@ -99,14 +100,19 @@ def devices_of(options: TrainOptions, members: int, wanted: int | None) -> tuple
 
 
 def member_bytes(options: TrainOptions, env: Environment) -> int:
-    """An estimate of the memory that a member takes in a program."""
+    """An estimate of the memory that a member takes: while it is trained or while it is evaluated, what is more."""
     observation = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(env.observation_spec))
     row = 2 * (observation + env.action_spec.size) + 5  # see programs.check_memory
     learner = make_learner(options.learner, axis_name=machine.AXIS)
     state = state_bytes(jax.eval_shape(trainer_of(options, env, learner).init, jax.random.key(0)))
     hidden = sum(options.learner.policy_hidden) + sum(options.learner.value_hidden)
     rows = options.lanes * options.rollout_length
-    return int(4 * rows * (_ROLLOUT_COPIES * row + _HIDDEN_COPIES * hidden) + _STATE_COPIES * state)
+    training = 4 * rows * (_ROLLOUT_COPIES * row + _HIDDEN_COPIES * hidden) + _STATE_COPIES * state
+    episode = jax.eval_shape(
+        lambda key: reset_lanes(env, choose_vectorize(options.vectorize), key[None]), jax.random.key(0)
+    )
+    acting = _STATE_COPIES * state_bytes(episode) + 4 * sum(options.learner.policy_hidden)
+    return int(max(training, state + options.evaluation_episodes * acting))
 
 
 def largest_chunk(bytes_each: int) -> int:
