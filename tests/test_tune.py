@@ -16,9 +16,14 @@ from azjax.cli import main
 from azjax.cli.train import read_options
 from azjax.cli.tune import read_search
 from azjax.config import ConfigError
+from azjax.envs import make_env
+from azjax.runs import machine
 from azjax.runs import tune as module
 from azjax.runs.options import preset_options, preset_values, read_preset
-from azjax.runs.sweep import Choice, Range
+from azjax.runs.population import member_bytes
+from azjax.runs.signals import RunInterrupted
+from azjax.runs.sweep import Choice, Range, member_options
+from azjax.runs.sweeps import Sweep, lay_out
 from azjax.runs.tune import Search, default_space, from_text, open_study, to_text
 
 TINY = ["--steps", "2048", "--lanes", "16", "--rollout-length", "32", "--evaluations", "1", "--evaluation-episodes",
@@ -58,7 +63,7 @@ def test_a_search_leaves_its_trials_and_the_best_as_a_preset(tuned: Path, capsys
 
 
 def test_a_search_that_is_stopped_goes_on_with_the_same_trials(
-    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "stopped"
     run_batch = module._run_batch
@@ -67,11 +72,13 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trials(
     def interrupted(path: Path, *args: Any) -> Any:
         batches.append(path.name)
         if len(batches) == 2:
-            raise KeyboardInterrupt
+            raise RunInterrupted(signal.SIGTERM, "go on with: azjax resume batches/01")
         return run_batch(path, *args)
 
     monkeypatch.setattr(module, "_run_batch", interrupted)
-    assert main(["tune", *TUNED, "--run", str(folder)]) == 128 + signal.SIGINT
+    assert main(["tune", *TUNED, "--run", str(folder)]) == 128 + signal.SIGTERM
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"azjax tune: stopped by SIGTERM; go on from what was saved with: azjax resume {folder}"
     assert len(open_study(folder / "study.log", 0).trials) == 3  # one of them asked for, and not yet told
     monkeypatch.undo()
     assert main(["resume", str(folder)]) == 0
@@ -88,6 +95,19 @@ def test_a_trial_whose_member_broke_counts_as_failed(monkeypatch: pytest.MonkeyP
     search = Search(preset_options("azjax:cartpole"), {"gamma": "0.9,0.99"}, seeds=2)
     trials = [{"gamma": 2.0}, {"gamma": 0.9}, {"gamma": 0.99}]  # of which the first makes no sense
     assert module._run_batch(tmp_path / "batches" / "00", search, trials) == [None, 2.0, None]
+
+
+def test_a_batch_that_does_not_fit_is_trained_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[Sweep] = []
+    monkeypatch.setattr(module, "run_sweep", lambda sweep, path: made.append(sweep))
+    monkeypatch.setattr(module, "read_rows", lambda path: [{"return_mean": 1.0, "frozen": False}] * 6)
+    base = preset_options("azjax:cartpole", lanes=16, rollout_length=16, minibatches=1)
+    search = Search(base, {"gamma": "0.9,0.99"}, seeds=2)
+    trials = [{"gamma": 0.9}, {"gamma": 0.99}, {"gamma": 0.95}]
+    module._run_batch(tmp_path / "batches" / "00", search, trials)
+    each = member_bytes(member_options(base, {}), make_env("azjax:cartpole"))
+    monkeypatch.setattr(machine, "free_memory", lambda devices: each * 4.1 / 0.6)  # room for four of six
+    assert [len(part.members) for part in lay_out(made[0]).parts] == [3, 3]
 
 
 def test_a_search_is_written_and_read() -> None:
@@ -126,6 +146,11 @@ def test_a_preset_holds_what_differs_from_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["hopper", "--trials", "5000", "--batch", "1000", "--seeds", "5"],
+            "1000 trials x 5 seeds are 5000 members of a batch, more than 4096",
+        ),
+        (["hopper", "--chunk", "0"], "chunk is 0; it must lie between"),
         (["hopper", "--trials", "0"], "trials is 0; it must lie between"),
         (["hopper", "--gamma", "0.9..1.5"], "the member with gamma 1.5"),
         (["hopper", "--trials", "x"], "--trials is 'x'; it must be a whole number"),

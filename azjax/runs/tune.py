@@ -24,7 +24,7 @@ from azjax.runs.kinds import TUNE
 from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, preset_values, resolve, to_plain
 from azjax.runs.reading import parse_yaml, read_json, read_limited
 from azjax.runs.signals import Interrupts, RunInterrupted
-from azjax.runs.sweep import Axes, Member, Range, member_options, read_axis
+from azjax.runs.sweep import MOST_MEMBERS, Axes, Member, Range, member_options, read_axis
 from azjax.runs.sweep_results import to_csv
 from azjax.runs.sweeps import Sweep, run_sweep
 from azjax.runs.sweeps import resume as resume_sweep
@@ -46,7 +46,7 @@ class Search:
     base: TrainOptions  # of all trials
     space: dict[str, Any]  # axes as text or plain data; see ``azjax.runs.sweep.read_axis``
     trials: int = 32
-    batch: int = 8  # trials of one program
+    batch: int = 8  # trials that are trained together
     seeds: int = 1  # runs of each trial
     chunk: int | None = None
 
@@ -58,6 +58,14 @@ class Search:
         """Raises ``ConfigError`` for what can't be searched."""
         for name in ("trials", "batch", "seeds"):
             require_number(name, getattr(self, name), 1, 1 << 16)
+        if self.chunk is not None:
+            require_number("chunk", self.chunk, 1, 1 << 20)
+        members = min(self.batch, self.trials) * self.seeds
+        require(
+            members <= MOST_MEMBERS,
+            f"{self.batch} trials x {self.seeds} seeds are {members} members of a batch, more than {MOST_MEMBERS}; use "
+            "a smaller batch",
+        )
         require(
             importlib.util.find_spec("optuna") is not None,
             'azjax tune needs optuna, which is not installed; pip install "azjax[sweep]"',
