@@ -350,6 +350,28 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(
     assert "is finished" in capsys.readouterr().err
 
 
+def test_links_in_a_stranger_s_sweep_are_refused(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "sweep", tmp_path / "outside"
+    outside.mkdir()
+    shutil.copytree(swept, folder)
+    (folder / "summary.json").unlink()
+    (folder / "parts" / "00" / "wandb").mkdir()
+    (folder / "parts" / "00" / "wandb" / "latest-run").symlink_to(outside)  # wandb's own
+    for name in ("members", "members/001", "members/001/best", "parts/00", "parts/00/checkpoints"):
+        place, away = folder / name, tmp_path / "away"
+        place.rename(away)
+        place.symlink_to(outside)
+        assert main(["resume", str(folder)]) == 2
+        assert f"{place} is a link, which azjax does not write through" in capsys.readouterr().err
+        place.unlink()
+        away.rename(place)
+    assert not any(outside.iterdir())
+    assert main(["resume", str(folder)]) == 0  # nothing is left but the results
+    assert rows_of(folder) == rows_of(swept)
+
+
 HALVED = ["azjax:cartpole", "--gamma", "0.5,0.9,0.99", "--seeds", "2", *TINY, "--updates-per-call", "2",
           "--halvings", "1"]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,37 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trials(
     assert len(trials_of(folder)) == 3
     assert trials_of(folder)[:2] == trials_of(tuned)[:2]  # the first batch is drawn from the seed
     assert all(math.isfinite(float(trial["return_mean"])) for trial in trials_of(folder))
+
+
+def test_what_a_kill_leaves_of_the_journal_is_no_obstacle(tmp_path: Path) -> None:
+    log = tmp_path / "study.log"
+    open_study(log, 0).ask()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"op_code": 4, "half of a li')
+    (tmp_path / "study.log.lock").touch()
+    study = open_study(log, 0)
+    assert len(study.trials) == 1
+    assert log.read_bytes().startswith(whole)
+    assert b"half of a li" not in log.read_bytes().removeprefix(whole)
+    study.ask()
+    assert len(open_study(log, 0).trials) == 2
+
+
+def test_links_in_a_stranger_s_search_are_refused(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "tune", tmp_path / "outside"
+    shutil.copytree(tuned, folder)
+    (folder / "summary.json").unlink()
+    outside.mkdir()
+    for place in ("study.log.lock", "batches/02", "batches/00/members/001/best/policy.npz.link"):
+        (folder / place).symlink_to(outside)
+        assert main(["resume", str(folder)]) == 2
+        assert f"{folder / place} is a link, which azjax does not write through" in capsys.readouterr().err
+        (folder / place).unlink()
+    assert not any(outside.iterdir())
+    assert not (folder / "summary.json").exists()
 
 
 def test_a_trial_whose_member_broke_counts_as_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

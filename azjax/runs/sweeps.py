@@ -121,7 +121,7 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
         f"{path} is a sweep, whose members have equally many steps; make one of them longer: azjax resume "
         f"{path / 'members' / 'NNN'} --steps N",
     )
-    folder = RunFolder.existing(path)
+    folder = RunFolder.existing(path, nested=True)
     text = read_limited(folder.file(SWEEP), _LARGEST_SWEEP).decode("utf-8", "replace")
     sweep = from_text(text, folder.file(SWEEP))
     base = dataclasses.replace(sweep.base, quiet=quiet, devices=devices or sweep.base.devices)

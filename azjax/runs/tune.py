@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from azjax.runs.sweeps import Sweep, run_sweep
 from azjax.runs.sweeps import resume as resume_sweep
 
 _LARGEST = 1 << 20
+_LARGEST_JOURNAL = 1 << 28
 _MEND = "use another copy of it, or the version that wrote it"
 DEFAULT_SPACE = {
     "learning_rate": "log:1e-4..1e-2",
@@ -128,7 +130,7 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
     """Goes on with a search that was interrupted."""
     require(steps is None, f"{path} is a search, whose trials have equally many steps; leave --steps out")
     require(not jax.distributed.is_initialized(), "a search runs in one process; leave the coordinator out")
-    folder = RunFolder.existing(path)
+    folder = RunFolder.existing(path, nested=True)
     require(not folder.file("summary.json").exists(), f"search {path} is finished; its results are in {path}")
     search = from_text(read_limited(folder.file(TUNE), _LARGEST).decode("utf-8", "replace"), folder.file(TUNE))
     base = dataclasses.replace(search.base, quiet=quiet, devices=devices or search.base.devices)
@@ -176,13 +178,22 @@ def _batches(search: Search) -> list[int]:
 
 
 def open_study(path: Path, seed: int) -> Any:
-    """The study in a journal, made if there is none."""
+    """The study in a journal, made if there is none; no other process may be using it.
+
+    Raises:
+      ConfigError: if the journal can't be read.
+    """
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    # What a kill left: optuna would wait for the lock, and write behind a line that was cut short.
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.exists():
+        os.truncate(path, read_limited(path, _LARGEST_JOURNAL).rfind(b"\n") + 1)
+    # Its other kind of lock is a link, which resuming a folder refuses.
+    storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     study = optuna.create_study(study_name="azjax", storage=storage, direction="maximize", load_if_exists=True)
     # Trials of a batch are trained at once. A search that goes on must not draw again what it has drawn.
     study.sampler = optuna.samplers.TPESampler(seed=seed + 7919 * len(study.trials), constant_liar=True)
