@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_envs
+from scipy.stats import ks_2samp
 
 import azjax
 from azjax.batching import fold_members
@@ -201,6 +202,47 @@ def test_an_adaptive_rate_starts_at_the_members_own() -> None:
     configs = [dataclasses.replace(config, learning_rate=rate) for rate in (1e-4, 1e-3)]
     state = jax.jit(make_population(trainer).init)(keys_of(2), stack_hyperparameters(configs))
     np.testing.assert_allclose(state.members.learner.learning_rate, [1e-4, 1e-3], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+SEEDS, UPDATES, LAST = 16, 40, 8
+
+
+def cartpole_trainer(config: azjax.PPOConfig, axis_name: str | None) -> azjax.Trainer:
+    env = azjax.make_env("azjax:cartpole", episode_length=200)
+    learner = azjax.ppo(config, axis_name=axis_name)
+    return azjax.make_trainer(env, learner, lanes=16, rollout_length=32, axis_name=axis_name)
+
+
+def mean_returns(metrics: Any, updates: slice) -> np.ndarray:
+    """Of the episodes that ended in some updates, [P]; metrics [UPDATES, P]."""
+    ended, total = (np.asarray(x)[updates].sum(0) for x in (metrics.episodes.ended, metrics.episodes.return_sum))
+    return np.asarray(total / ended)
+
+
+def test_whole_runs_have_the_returns_of_runs_alone() -> None:
+    config = azjax.PPOConfig(learning_rate=1e-2, minibatches=1, policy_hidden=(16,), value_hidden=(16,))
+    compiled = azjax.compile(cartpole_trainer(config, None), updates_per_call=UPDATES)
+    runs = [compiled.step(compiled.init(jax.random.key(seed)))[1] for seed in range(SEEDS)]
+    alone = jax.tree.map(lambda *each: np.stack(each, 1), *runs)
+    mesh = make_population_mesh((1, 1), AXIS)
+    program = compile_population(make_population(cartpole_trainer(config, AXIS)), SEEDS, mesh, UPDATES)
+
+    def together(own: azjax.PPOConfig) -> Any:
+        return program.step(program.init(keys_of(SEEDS), stack_hyperparameters([own] * SEEDS)))[1].members
+
+    def final(metrics: Any) -> np.ndarray:
+        return mean_returns(metrics, slice(-LAST, None))
+
+    members = together(config)
+    assert final(members).mean() > 5 * mean_returns(members, slice(0, 2)).mean()  # they have learned
+    assert ks_2samp(final(members), final(alone)).pvalue > 0.1
+    for wrong in ({"lam": 0.5}, {"learning_rate": 1e-4}):  # which the test would find
+        other = together(dataclasses.replace(config, **wrong))  # type: ignore[arg-type]
+        assert ks_2samp(final(other), final(alone)).pvalue < 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
