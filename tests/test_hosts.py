@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -107,8 +108,7 @@ def test_four_processes_of_which_one_is_lost(tmp_path: Path, require_devices: An
     size = ["--steps", str(2048 * 2000), "--checkpoint-seconds", "1"]
     together = Processes(tmp_path, 4, "train", *TRAIN, *size, "--run", str(run))
     wait_for(lambda: checkpoints(run))
-    children = subprocess.run(["pgrep", "-P", str(together.all[2].pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    kill_child(together.all[2])
     codes = together.wait(200)
     assert codes == [1, 1, 1, 1]
     for index in range(4):
@@ -143,6 +143,38 @@ def test_two_processes_train_a_sweep(tmp_path: Path, require_devices: Any) -> No
     for member in ("000", "001", "002", "003"):
         assert_same_run(run / "members" / member, alone / "members" / member)
     assert "2 along members" in together.text(0)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_of_which_one_is_lost_goes_on(tmp_path: Path, require_devices: Any) -> None:
+    require_devices(2)
+    run = tmp_path / "run"
+    size = ["--steps", str(2048 * 120), "--checkpoint-seconds", "0.2", "--chunk", "2"]
+    words = ["sweep", *TRAIN, *size, "--gamma", "0.9,0.99", "--seeds", "2", "--run", str(run)]
+    together = Processes(tmp_path, 2, *words)
+    wait_for(lambda: checkpoints(run / "parts" / "01"), 240.0)  # the first part is finished, the second is not
+    kill_child(together.all[1])
+    assert together.wait(200) == [1, 1], together.text(0) + together.text(1)
+    for index in range(2):
+        assert together.text(index).rstrip().splitlines()[-1].startswith("azjax sweep: error: a process of the run was")
+    finished = run / "members" / "001" / "summary.json"
+    before = finished.read_bytes()
+    assert not (run / "members" / "002" / "summary.json").exists()
+    assert not (run / "results.csv").exists()
+    again = Processes(tmp_path, 2, "resume", str(run))
+    assert again.wait() == [0, 0], again.text(0) + again.text(1)
+    assert "going on after update" in again.text(0)
+    assert finished.read_bytes() == before
+    with (run / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["gamma"], row["seed"]) for row in rows] == [("0.9", "0"), ("0.9", "1"), ("0.99", "0"), ("0.99", "1")]
+    assert {row["env_steps"] for row in rows} == {str(2048 * 120)}
+
+
+def kill_child(parent: subprocess.Popen[bytes]) -> None:
+    """Kills the process that a parent watches."""
+    children = subprocess.run(["pgrep", "-P", str(parent.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

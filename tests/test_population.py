@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_envs
+from scipy.stats import ks_2samp
 
 import azjax
 from azjax.batching import fold_members
@@ -28,7 +29,7 @@ from azjax.population import (
     with_hyperparameters,
 )
 from azjax.runs.options import preset_options, resolve
-from azjax.runs.population import member_bytes
+from azjax.runs.population import member_bytes, plan_part
 
 AXIS = "lanes"
 SMALL = {"epochs": 1, "minibatches": 1, "policy_hidden": (8,), "value_hidden": (8,)}
@@ -204,6 +205,47 @@ def test_an_adaptive_rate_starts_at_the_members_own() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+SEEDS, UPDATES, LAST = 16, 40, 8
+
+
+def cartpole_trainer(config: azjax.PPOConfig, axis_name: str | None) -> azjax.Trainer:
+    env = azjax.make_env("azjax:cartpole", episode_length=200)
+    learner = azjax.ppo(config, axis_name=axis_name)
+    return azjax.make_trainer(env, learner, lanes=16, rollout_length=32, axis_name=axis_name)
+
+
+def mean_returns(metrics: Any, updates: slice) -> np.ndarray:
+    """Of the episodes that ended in some updates, [P]; metrics [UPDATES, P]."""
+    ended, total = (np.asarray(x)[updates].sum(0) for x in (metrics.episodes.ended, metrics.episodes.return_sum))
+    return np.asarray(total / ended)
+
+
+def test_whole_runs_have_the_returns_of_runs_alone() -> None:
+    config = azjax.PPOConfig(learning_rate=1e-2, minibatches=1, policy_hidden=(16,), value_hidden=(16,))
+    compiled = azjax.compile(cartpole_trainer(config, None), updates_per_call=UPDATES)
+    runs = [compiled.step(compiled.init(jax.random.key(seed)))[1] for seed in range(SEEDS)]
+    alone = jax.tree.map(lambda *each: np.stack(each, 1), *runs)
+    mesh = make_population_mesh((1, 1), AXIS)
+    program = compile_population(make_population(cartpole_trainer(config, AXIS)), SEEDS, mesh, UPDATES)
+
+    def together(own: azjax.PPOConfig) -> Any:
+        return program.step(program.init(keys_of(SEEDS), stack_hyperparameters([own] * SEEDS)))[1].members
+
+    def final(metrics: Any) -> np.ndarray:
+        return mean_returns(metrics, slice(-LAST, None))
+
+    members = together(config)
+    assert final(members).mean() > 5 * mean_returns(members, slice(0, 2)).mean()  # they have learned
+    assert ks_2samp(final(members), final(alone)).pvalue > 0.1
+    for wrong in ({"lam": 0.5}, {"learning_rate": 1e-4}):  # which the test would find
+        other = together(dataclasses.replace(config, **wrong))  # type: ignore[arg-type]
+        assert ks_2samp(final(other), final(alone)).pvalue < 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Folding
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -242,12 +284,31 @@ def test_empty_leaves_and_keys_fold() -> None:
     np.testing.assert_array_equal(result[1], jax.vmap(jax.vmap(jax.random.uniform))(keys))
 
 
-def test_the_memory_of_a_member_is_about_what_xla_plans_for(population_program: Any) -> None:
-    options = resolve(preset_options("azjax:cartpole", lanes=256, rollout_length=64, minibatches=4))
-    env = azjax.make_env("azjax:cartpole")
+@pytest.mark.parametrize(
+    "count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 16]
+)
+def test_the_memory_of_a_member_in_training_is_about_what_xla_plans_for(count: int) -> None:
+    sizes = {"lanes": 256, "rollout_length": 64, "minibatches": 4, "epochs": 1}
+    options, env = resolve(preset_options("azjax:cartpole", **sizes)), azjax.make_env("azjax:cartpole")
+    compiled = plan_part([options] * count, env, (1, 1)).compiled
+    assert 0.7 < count * member_bytes(options, env) / planned(compiled.step, compiled.state) < 1.5
+
+
+def test_the_memory_of_a_member_in_evaluation_is_about_what_xla_plans_for() -> None:
+    sizes = {"lanes": 16, "rollout_length": 16, "minibatches": 1, "evaluation_episodes": 4096}
+    options, env = resolve(preset_options("azjax:cartpole", **sizes)), azjax.make_env("azjax:cartpole")
+    fewer = dataclasses.replace(options, evaluation_episodes=1)
     learner = azjax.ppo(options.learner, axis_name=AXIS)  # type: ignore[arg-type]
-    trainer = azjax.make_trainer(env, learner, lanes=256, rollout_length=64, axis_name=AXIS)
-    compiled = compile_population(make_population(trainer), 8, make_population_mesh((1, 1), AXIS))
-    analysis = compiled.step.lower(compiled.state).compile().memory_analysis()
-    planned = analysis.temp_size_in_bytes + analysis.output_size_in_bytes + analysis.argument_size_in_bytes
-    assert 0.4 < 8 * member_bytes(options, env) / planned < 2.5
+    evaluate = make_evaluator(env, learner.act, lanes=options.evaluation_episodes, axis_name=AXIS)
+    program = compile_population_evaluator(evaluate, make_population_mesh((1, 1), AXIS))
+    for count in (1, 4, 16):
+        init = jax.vmap(lambda key: learner.init(key, env.observation_spec, env.action_spec).params)
+        bytes_planned = planned(program, jax.eval_shape(init, keys_of(count)), keys_of(count))
+        assert 0.7 < count * member_bytes(options, env) / bytes_planned < 1.5
+        assert count * member_bytes(fewer, env) < 0.5 * bytes_planned
+
+
+def planned(program: Any, *arguments: Any) -> int:
+    """Bytes that XLA plans for a program and its results, beside arguments that live on."""
+    analysis = program.lower(*arguments).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes + analysis.argument_size_in_bytes)

@@ -941,6 +941,14 @@ def test_items_are_passed_on_while_their_number_is_shown(
     assert quiet or re.fullmatch(r"drawing \[red\]: 0\.\d s", lines[-1])
 
 
+def test_the_bar_follows_what_there_is_to_do(terminal: io.StringIO) -> None:
+    with RunConsole(1000) as console:
+        console.progress(500, 100.0, "")
+        console.total_steps = 750  # some members have stopped
+        console.progress(750, 100.0, "")
+    assert "750 / 750" in terminal.getvalue()
+
+
 def test_on_a_terminal_items_move_a_bar(terminal: io.StringIO) -> None:
     with RunConsole(0) as console:
         assert list(console.each("drawing [red]", iter(range(4)), 4)) == [0, 1, 2, 3]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from azjax.runs.signals import RunInterrupted, StopRequest
+from azjax.runs.signals import Interrupts, RunInterrupted, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -90,3 +90,50 @@ def test_a_signal_that_arrives_twice_is_one() -> None:
         time.sleep(0.25)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def wait_inside(number: signal.Signals) -> None:
+    with Interrupts("go on"):
+        os.kill(os.getpid(), number)
+        time.sleep(5.0)
+        pytest.fail("it did nothing")
+
+
+def stop_late() -> None:
+    with Interrupts("go on"):
+        with StopRequest(lambda text: None) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop.hand_on()
+        pytest.fail("it did nothing")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_nothing_is_to_be_finished_a_signal_ends_the_run_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(RunInterrupted, match=f"stopped by {number.name}; go on") as caught:
+        wait_inside(number)
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+
+
+def test_a_request_to_stop_that_came_too_late_is_heard_around_it() -> None:
+    with pytest.raises(RunInterrupted, match="stopped by SIGTERM; go on"):
+        stop_late()
+    with StopRequest(lambda text: None) as stop:  # with nothing around it
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.hand_on()
+    with Interrupts("go on"), StopRequest(pytest.fail) as stop:  # without a signal
+        pass
+    stop.hand_on()
+
+
+def test_where_others_must_hear_of_it_a_signal_waits_for_the_next_loop() -> None:
+    said: list[str] = []
+    with Interrupts("go on", later=True) as around:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # the same one, passed on by a parent
+        assert around.signal == signal.SIGTERM
+        with StopRequest(said.append, deaf=0.2) as stop:
+            assert stop.signal == signal.SIGTERM
+        stop.hand_on()  # all processes have heard of it
+    assert len(said) == 1

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
 import yaml
+from harness import Azjax
 from hypothesis import given
 from hypothesis import strategies as st
 
 from azjax.cli import main
 from azjax.cli.sweep import read_sweep
 from azjax.config import ConfigError
-from azjax.runs import load_policy
+from azjax.runs import load_policy, parts
 from azjax.runs.options import TrainOptions, preset_options
 from azjax.runs.parts import rungs, survivors
 from azjax.runs.population import PopulationJob, best_evaluation, member_records
@@ -282,6 +287,41 @@ def test_a_member_goes_on_by_itself(swept: Path, tmp_path: Path) -> None:
     assert max(steps) == 8192
 
 
+def test_a_member_that_froze_says_when_and_plays_its_last_sound_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, step = [], PopulationJob.step
+
+    def poisoned(self: PopulationJob, state: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2:  # after four updates of 512 environment steps
+            learner = state.members.learner
+            rate = jnp.where(jnp.arange(2) == 1, jnp.nan, learner.hyperparameters.learning_rate)
+            rate = jax.device_put(rate, learner.hyperparameters.learning_rate.sharding)
+            values = dataclasses.replace(learner.hyperparameters, learning_rate=rate)
+            members = dataclasses.replace(state.members, learner=dataclasses.replace(learner, hyperparameters=values))
+            state = dataclasses.replace(state, members=members)
+        return step(self, state)
+
+    monkeypatch.setattr(PopulationJob, "step", poisoned)
+    folder = tmp_path / "sweep"
+    words = ["azjax:cartpole", "--seeds", "2", *TINY, "--updates-per-call", "4"]
+    assert main(["train", *words, "--run", str(folder)]) == 0
+    monkeypatch.undo()
+    member = folder / "members" / "001"
+    before = {path: path.read_bytes() for path in member.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for more in ([], ["--steps", "8192"]):
+        assert main(["resume", str(member), *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"member {member} froze after 2048 environment steps" in line
+        assert f"azjax evaluate {member}" in line
+    assert {path: path.read_bytes() for path in member.rglob("*") if path.is_file()} == before
+    load_policy(member)  # is finite and whole
+    assert main(["resume", str(folder / "members" / "000")]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
 def test_a_sweep_that_is_stopped_goes_on_where_it_was(
     swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +349,28 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(
     assert rows_of(folder) == rows_of(swept)  # bit for bit
     assert main(["resume", str(folder)]) == 2
     assert "is finished" in capsys.readouterr().err
+
+
+def test_links_in_a_stranger_s_sweep_are_refused(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "sweep", tmp_path / "outside"
+    outside.mkdir()
+    shutil.copytree(swept, folder)
+    (folder / "summary.json").unlink()
+    (folder / "parts" / "00" / "wandb").mkdir()
+    (folder / "parts" / "00" / "wandb" / "latest-run").symlink_to(outside)  # wandb's own
+    for name in ("members", "members/001", "members/001/best", "parts/00", "parts/00/checkpoints"):
+        place, away = folder / name, tmp_path / "away"
+        place.rename(away)
+        place.symlink_to(outside)
+        assert main(["resume", str(folder)]) == 2
+        assert f"{place} is a link, which azjax does not write through" in capsys.readouterr().err
+        place.unlink()
+        away.rename(place)
+    assert not any(outside.iterdir())
+    assert main(["resume", str(folder)]) == 0  # nothing is left but the results
+    assert rows_of(folder) == rows_of(swept)
 
 
 HALVED = ["azjax:cartpole", "--gamma", "0.5,0.9,0.99", "--seeds", "2", *TINY, "--updates-per-call", "2",
@@ -339,6 +401,9 @@ def test_the_worse_half_stops_using_steps(halved: Path) -> None:
     assert lines[0]["members"][stopped] is not None
     assert lines[-1]["members"][stopped] is None
     assert lines[-1]["population/alive"] == 4
+    steps = [line["env_steps"] for line in lines]
+    assert steps == sorted(steps)  # those of members that have stopped still count
+    assert steps[-1] == sum(int(row["env_steps"]) for row in rows)
 
 
 @pytest.mark.slow
@@ -356,6 +421,57 @@ def test_a_stop_after_a_rung_changes_nothing(halved: Path, tmp_path: Path, monke
     monkeypatch.undo()
     assert main(["resume", str(folder)]) == 0
     assert rows_of(folder) == rows_of(halved)
+
+
+@pytest.mark.parametrize("moment", ["in the loop's last call", pytest.param("after the loop", marks=pytest.mark.slow)])
+def test_a_stop_between_two_rungs_is_heard_and_changes_nothing(
+    halved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
+) -> None:
+    folder = tmp_path / "stopped"
+    step, finish, calls = PopulationJob.step, parts._finish_members, []
+
+    def stepped(self: PopulationJob, state: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2 and moment != "after the loop":  # the last of the first rung
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, state)
+
+    def finished(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        finish(*args)
+
+    monkeypatch.setattr(PopulationJob, "step", stepped)
+    if moment == "after the loop":
+        monkeypatch.setattr(parts, "_finish_members", finished)
+    assert main(["sweep", *HALVED, "--run", str(folder)]) == 143
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"azjax sweep: stopped by SIGTERM; go on from what was saved with: azjax resume {folder}"
+    assert len(calls) == 2  # of four: the second rung did not begin
+    monkeypatch.undo()
+    assert main(["resume", str(folder)]) == 0
+    assert rows_of(folder) == rows_of(halved)
+    shown = re.findall(r"^ *([\d,]+) of ([\d,]+) environment steps", capsys.readouterr().out, re.MULTILINE)
+    assert shown[-1] == ("20,480", "20,480")  # four members to the end, two to the rung
+
+    def steps_of(run: Path) -> list[int]:
+        return [json.loads(line)["env_steps"] for line in (run / "parts" / "00" / "metrics.jsonl").open()]
+
+    assert steps_of(folder) == steps_of(halved)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_sweep_compiles_ends_it_in_a_line(tmp_path: Path, number: signal.Signals) -> None:
+    azjax = Azjax(tmp_path, tmp_path / "cache")
+    process = azjax.start("sweep", *SWEPT, "--devices", "1", "--run", "sweep")
+    assert process.stdout is not None
+    assert any(line.startswith("compiling ...") for line in process.stdout)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (line,) = err.splitlines()
+    assert line.startswith(f"azjax sweep: stopped by {number.name}; it was compiling")
+    assert line.endswith("go on with: azjax resume sweep")
+    assert from_text((tmp_path / "sweep" / "sweep.yaml").read_text(), Path("sweep.yaml")).members  # for the next start
 
 
 def test_several_seeds_are_a_sweep_of_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

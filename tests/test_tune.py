@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ from azjax.cli import main
 from azjax.cli.train import read_options
 from azjax.cli.tune import read_search
 from azjax.config import ConfigError
+from azjax.envs import make_env
+from azjax.runs import machine
 from azjax.runs import tune as module
 from azjax.runs.options import preset_options, preset_values, read_preset
-from azjax.runs.sweep import Choice, Range
+from azjax.runs.population import member_bytes
+from azjax.runs.signals import RunInterrupted
+from azjax.runs.sweep import Choice, Range, member_options
+from azjax.runs.sweeps import Sweep, lay_out
 from azjax.runs.tune import Search, default_space, from_text, open_study, to_text
 
 TINY = ["--steps", "2048", "--lanes", "16", "--rollout-length", "32", "--evaluations", "1", "--evaluation-episodes",
@@ -58,7 +64,7 @@ def test_a_search_leaves_its_trials_and_the_best_as_a_preset(tuned: Path, capsys
 
 
 def test_a_search_that_is_stopped_goes_on_with_the_same_trials(
-    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "stopped"
     run_batch = module._run_batch
@@ -67,17 +73,50 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trials(
     def interrupted(path: Path, *args: Any) -> Any:
         batches.append(path.name)
         if len(batches) == 2:
-            raise KeyboardInterrupt
+            raise RunInterrupted(signal.SIGTERM, "go on with: azjax resume batches/01")
         return run_batch(path, *args)
 
     monkeypatch.setattr(module, "_run_batch", interrupted)
-    assert main(["tune", *TUNED, "--run", str(folder)]) == 128 + signal.SIGINT
+    assert main(["tune", *TUNED, "--run", str(folder)]) == 128 + signal.SIGTERM
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"azjax tune: stopped by SIGTERM; go on from what was saved with: azjax resume {folder}"
     assert len(open_study(folder / "study.log", 0).trials) == 3  # one of them asked for, and not yet told
     monkeypatch.undo()
     assert main(["resume", str(folder)]) == 0
     assert len(trials_of(folder)) == 3
     assert trials_of(folder)[:2] == trials_of(tuned)[:2]  # the first batch is drawn from the seed
     assert all(math.isfinite(float(trial["return_mean"])) for trial in trials_of(folder))
+
+
+def test_what_a_kill_leaves_of_the_journal_is_no_obstacle(tmp_path: Path) -> None:
+    log = tmp_path / "study.log"
+    open_study(log, 0).ask()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.log"]
+    whole = log.read_bytes()
+    log.write_bytes(whole + b'{"op_code": 4, "half of a li')
+    (tmp_path / "study.log.lock").touch()
+    study = open_study(log, 0)
+    assert len(study.trials) == 1
+    assert log.read_bytes().startswith(whole)
+    assert b"half of a li" not in log.read_bytes().removeprefix(whole)
+    study.ask()
+    assert len(open_study(log, 0).trials) == 2
+
+
+def test_links_in_a_stranger_s_search_are_refused(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "tune", tmp_path / "outside"
+    shutil.copytree(tuned, folder)
+    (folder / "summary.json").unlink()
+    outside.mkdir()
+    for place in ("study.log.lock", "batches/02", "batches/00/members/001/best/policy.npz.link"):
+        (folder / place).symlink_to(outside)
+        assert main(["resume", str(folder)]) == 2
+        assert f"{folder / place} is a link, which azjax does not write through" in capsys.readouterr().err
+        (folder / place).unlink()
+    assert not any(outside.iterdir())
+    assert not (folder / "summary.json").exists()
 
 
 def test_a_trial_whose_member_broke_counts_as_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -88,6 +127,19 @@ def test_a_trial_whose_member_broke_counts_as_failed(monkeypatch: pytest.MonkeyP
     search = Search(preset_options("azjax:cartpole"), {"gamma": "0.9,0.99"}, seeds=2)
     trials = [{"gamma": 2.0}, {"gamma": 0.9}, {"gamma": 0.99}]  # of which the first makes no sense
     assert module._run_batch(tmp_path / "batches" / "00", search, trials) == [None, 2.0, None]
+
+
+def test_a_batch_that_does_not_fit_is_trained_in_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[Sweep] = []
+    monkeypatch.setattr(module, "run_sweep", lambda sweep, path: made.append(sweep))
+    monkeypatch.setattr(module, "read_rows", lambda path: [{"return_mean": 1.0, "frozen": False}] * 6)
+    base = preset_options("azjax:cartpole", lanes=16, rollout_length=16, minibatches=1)
+    search = Search(base, {"gamma": "0.9,0.99"}, seeds=2)
+    trials = [{"gamma": 0.9}, {"gamma": 0.99}, {"gamma": 0.95}]
+    module._run_batch(tmp_path / "batches" / "00", search, trials)
+    each = member_bytes(member_options(base, {}), make_env("azjax:cartpole"))
+    monkeypatch.setattr(machine, "free_memory", lambda devices: each * 4.1 / 0.6)  # room for four of six
+    assert [len(part.members) for part in lay_out(made[0]).parts] == [3, 3]
 
 
 def test_a_search_is_written_and_read() -> None:
@@ -126,6 +178,11 @@ def test_a_preset_holds_what_differs_from_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["hopper", "--trials", "5000", "--batch", "1000", "--seeds", "5"],
+            "1000 trials x 5 seeds are 5000 members of a batch, more than 4096",
+        ),
+        (["hopper", "--chunk", "0"], "chunk is 0; it must lie between"),
         (["hopper", "--trials", "0"], "trials is 0; it must lie between"),
         (["hopper", "--gamma", "0.9..1.5"], "the member with gamma 1.5"),
         (["hopper", "--trials", "x"], "--trials is 'x'; it must be a whole number"),

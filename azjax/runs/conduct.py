@@ -16,7 +16,7 @@ from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder
 from azjax.runs.loop import Job, Loop, Outputs, Position
 from azjax.runs.reading import parse_yaml
-from azjax.runs.signals import RunInterrupted, StopRequest
+from azjax.runs.signals import Interrupts, RunInterrupted, StopRequest
 from azjax.runs.sinks import Sinks, sink_makers
 
 T = TypeVar("T")
@@ -48,11 +48,9 @@ def compiled(build: Callable[[], T], folder: Path, console: RunConsole) -> T:
       RunInterrupted: if a signal came meanwhile.
     """
     console.say(f"results in {folder}")
-    try:
-        with console.waiting("compiling"):
-            return build()
-    except KeyboardInterrupt as error:
-        raise RunInterrupted(signal.SIGINT, f"nothing was trained yet; azjax resume {folder} does") from error
+    mend = f"it was compiling, and what was trained before is saved; go on with: azjax resume {folder}"
+    with Interrupts(mend, later=jax.process_count() > 1), console.waiting("compiling"):
+        return build()
 
 
 def conduct(
@@ -81,7 +79,7 @@ def conduct(
       The last state and the result of its evaluation.
 
     Raises:
-      RunInterrupted: if a signal stopped it; the state is saved.
+      RunInterrupted: if a signal stopped it, or came at its end inside ``Interrupts``; the state is saved.
     """
     metrics = folder.file("metrics.jsonl")
     env_steps = 0 if found is None else found.record["env_steps"]
@@ -108,6 +106,7 @@ def conduct(
         state, result = Loop(job, position, outputs).run(None if found is None else found.state, stop)
     if result is None:
         raise RunInterrupted(stop.signal or signal.SIGINT, _how_to_go_on(job, checkpoints, resumed or folder.path))
+    stop.hand_on()
     return state, result
 
 

@@ -157,7 +157,7 @@ class RunConsole:
             self._task = self._bar.add_task("train", total=self.total_steps, rate=_rate(rate), shown=shown)
             self._bar.start()
         fields: dict[str, Any] = {"rate": _rate(rate), "shown": shown}
-        self._bar.update(self._task or TaskID(0), completed=env_steps, **fields)
+        self._bar.update(self._task or TaskID(0), completed=env_steps, total=self.total_steps, **fields)
 
     def _stop(self) -> None:
         if self._bar is not None:

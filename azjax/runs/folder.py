@@ -51,16 +51,25 @@ class RunFolder:
         return cls(candidate)
 
     @classmethod
-    def existing(cls, path: Path) -> RunFolder:
+    def existing(cls, path: Path, *, nested: bool = False) -> RunFolder:
         """The folder of a run that was started before, which may have been a stranger's: it must hold no links.
+
+        Args:
+          path: the folder.
+          nested: whether it holds folders of runs, which must hold none either.
 
         Raises:
           ConfigError: if it is no folder, can't be read or written, or holds a link.
         """
         require(os.path.isdir(path), f"{path} is not a run folder; azjax train makes one")
         require(os.access(path, os.R_OK | os.W_OK), f"run folder {path} can't be written; copy it to where it can")
-        for child in path.iterdir():
-            require(not child.is_symlink(), f"{child} is a link, which azjax does not write through; move it elsewhere")
+        places = [path]
+        while places:
+            for child in places.pop().iterdir():
+                link = child.is_symlink()
+                require(not link, f"{child} is a link, which azjax does not write through; move it elsewhere")
+                if nested and child.name != "wandb" and child.is_dir():  # Weights & Biases makes links of its own
+                    places.append(child)
         folder = cls.__new__(cls)
         folder.path = path
         return folder

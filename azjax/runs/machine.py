@@ -10,6 +10,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,17 @@ def quiet_loading() -> Iterator[None]:
             rest = [line for line in caught if b"cpu_aot_loader" not in line]
             with contextlib.suppress(OSError):
                 os.write(2, b"".join(rest))
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[ThreadPoolExecutor]:
+    """Threads to compile programs in, quietly; an error, or a signal, does not wait for what XLA is busy with."""
+    pool = ThreadPoolExecutor()
+    try:
+        with quiet_loading(), rare_collection():
+            yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def source_digest() -> str:

@@ -173,7 +173,7 @@ def _train_rung(
         console.say(f"going on after update {position.update} of {part.options[0].updates}")
     programs = compiled(lambda: build(planned), part.sweep, console)
     records = _records(part.before, position.records)
-    job = PopulationJob(planned, programs, part.folders, part.text, records, members, end)
+    job = PopulationJob(planned, programs, part.folders, part.text, records, members, end, moved)
     checkpoints = Checkpoints(own.file("checkpoints"), keep, console.warn)
     state, episodes = conduct(job, own, moved, position, checkpoints, console, options, resumed=part.sweep)
     job.keep(state, False)

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from azjax.algorithms import make_learner
 from azjax.config import require
 from azjax.counters import counter_to_int
 from azjax.envs import Environment, make_env
-from azjax.envs.lanes import choose_vectorize
+from azjax.envs.lanes import choose_vectorize, reset_lanes
 from azjax.evaluation import Episodes, make_evaluator
 from azjax.population import (
     CompiledPopulation,
@@ -34,6 +33,7 @@ from azjax.population import (
 )
 from azjax.runs import hosts, machine
 from azjax.runs.arrays import state_bytes
+from azjax.runs.checkpoints import Restored
 from azjax.runs.folder import write_text
 from azjax.runs.options import TrainOptions
 from azjax.runs.policy import save_policy
@@ -46,7 +46,8 @@ from azjax.types import Learner
 _SHARE_OF_MEMORY = 0.6
 # Fitted to XLA's own account of its programs, which tests/test_population.py compares: a rollout is held about so
 # often, as observations, rows of the batch and shuffled minibatches; of the state there are the old and the new; and of
-# the hidden units of both networks on all rows the larger part is held at once.
+# the hidden units of both networks on all rows the larger part is held at once. An evaluation holds the old, the new
+# and the selected states of its episodes, and the hidden units of the policy, beside the state of training.
 _ROLLOUT_COPIES = 4.0
 _STATE_COPIES = 3.0
 _HIDDEN_COPIES = 0.75
@@ -99,14 +100,19 @@ def devices_of(options: TrainOptions, members: int, wanted: int | None) -> tuple
 
 
 def member_bytes(options: TrainOptions, env: Environment) -> int:
-    """An estimate of the memory that a member takes in a program."""
+    """An estimate of the memory that a member takes: while it is trained or while it is evaluated, what is more."""
     observation = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(env.observation_spec))
     row = 2 * (observation + env.action_spec.size) + 5  # see programs.check_memory
     learner = make_learner(options.learner, axis_name=machine.AXIS)
     state = state_bytes(jax.eval_shape(trainer_of(options, env, learner).init, jax.random.key(0)))
     hidden = sum(options.learner.policy_hidden) + sum(options.learner.value_hidden)
     rows = options.lanes * options.rollout_length
-    return int(4 * rows * (_ROLLOUT_COPIES * row + _HIDDEN_COPIES * hidden) + _STATE_COPIES * state)
+    training = 4 * rows * (_ROLLOUT_COPIES * row + _HIDDEN_COPIES * hidden) + _STATE_COPIES * state
+    episode = jax.eval_shape(
+        lambda key: reset_lanes(env, choose_vectorize(options.vectorize), key[None]), jax.random.key(0)
+    )
+    acting = _STATE_COPIES * state_bytes(episode) + 4 * sum(options.learner.policy_hidden)
+    return int(max(training, state + options.evaluation_episodes * acting))
 
 
 def largest_chunk(bytes_each: int) -> int:
@@ -142,13 +148,13 @@ def build_part(plan: PartPlan) -> PartPrograms:
         vectorize=choose_vectorize(first.vectorize),
     )
     keys, values = starting_points(plan.options)
-    with machine.quiet_loading(), machine.rare_collection(), ThreadPoolExecutor() as pool:
+    with machine.compiling() as pool:
         step = pool.submit(plan.compiled.step.lower(plan.compiled.state).compile)
         init = pool.submit(plan.compiled.init.lower(keys, values).compile)
         params = plan.compiled.state.members.learner.params
         evaluation = compile_population_evaluator(evaluate, plan.mesh).lower(params, keys)
         init.result()
-        return PartPrograms(init.result(), step.result(), evaluation.compile())
+        return PartPrograms(init.result(), step.result(), pool.submit(evaluation.compile).result())
 
 
 def starting_points(options: Sequence[TrainOptions]) -> tuple[Any, Any]:
@@ -161,7 +167,8 @@ class PopulationJob:
     """The members of a part, as the loop sees them.
 
     A line of the part's ``metrics.jsonl`` has the line of each member, or null for one that is not alive, in
-    ``members``, their means beside, and in ``env_steps`` the sum. The members' own files are made of these.
+    ``members``, their means beside, and in ``env_steps`` the sum over all that ever trained. The members' own files are
+    made of these.
 
     Args:
       plan: of the part.
@@ -171,6 +178,7 @@ class PopulationJob:
       records: lines of the part's metrics so far.
       members: numbers, within the part, of the members that the program trains.
       updates: up to which it trains them.
+      found: what to go on from, if anything is: its ``env_steps`` are also those of members that have stopped.
     """
 
     def __init__(
@@ -182,6 +190,7 @@ class PopulationJob:
         records: Sequence[dict[str, Any]],
         members: Sequence[int],
         updates: int,
+        found: Restored | None = None,
     ) -> None:
         first = plan.options[0]
         self._members = tuple(members)
@@ -193,6 +202,7 @@ class PopulationJob:
         self._keys = jnp.stack([jax.random.key(each.seed ^ EVALUATION_SEED) for each in self._options])
         self.best = [best_evaluation(member_records(records, i)) for i in range(len(folders))]
         self._better = [False] * len(folders)
+        self._stopped_steps = 0 if found is None else found.record["env_steps"] - sum(self._env_steps(found.state))
 
     def _spread(self, records: Sequence[dict[str, Any]], alive: np.ndarray) -> list[dict[str, Any] | None]:
         """The records of the program's members at their places in the part; null for the others."""
@@ -217,8 +227,8 @@ class PopulationJob:
         return [first_episodes(member(episodes, i), count) for i in range(len(self._options))]
 
     def env_steps(self, state: PopulationState) -> int:
-        """Environment steps of all members."""
-        return sum(self._env_steps(state))
+        """Environment steps of all members, of those that have stopped, too."""
+        return self._stopped_steps + sum(self._env_steps(state))
 
     def _env_steps(self, state: PopulationState) -> list[int]:
         counters = jax.device_get(hosts.whole(state.members.env_steps))
@@ -233,7 +243,7 @@ class PopulationJob:
             return training_record(own, self._options[index], seconds)
 
         members = [of(i) for i in range(len(self._options))]
-        env_steps = sum(record["env_steps"] for record in members)
+        env_steps = self._stopped_steps + sum(record["env_steps"] for record in members)
         return {
             "env_steps": env_steps,
             "time/seconds": round(seconds, 4),
@@ -254,7 +264,7 @@ class PopulationJob:
             if self._better[i] and value is not None:
                 self.best[i] = (record["env_steps"], value)
         return {
-            "env_steps": sum(own),
+            "env_steps": self._stopped_steps + sum(own),
             "time/seconds": round(seconds, 4),
             **_means(members, alive, ("eval/episode_return_mean", "eval/episode_length_mean")),
             "population/alive": int(alive.sum()),

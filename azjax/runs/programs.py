@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -176,12 +175,13 @@ def build(plan: Plan) -> Programs:
         vectorize=choose_vectorize(options.vectorize),
     )
     key = jax.random.key(options.seed)
-    with machine.quiet_loading(), machine.rare_collection(), ThreadPoolExecutor() as pool:
+    with machine.compiling() as pool:
         step = pool.submit(compiled.step.lower(compiled.state).compile)
         init = pool.submit(compiled.init.lower(key).compile)
         evaluation = compile_evaluator(evaluate, plan.mesh).lower(compiled.state.learner.params, key)
         init.result()  # of three programs compiled at once, the memory at the peak is a third more
-        result = Programs(init.result(), step.result(), evaluation.compile(), options.updates_per_call or 1, 0.0)
+        evaluated = pool.submit(evaluation.compile).result()
+        result = Programs(init.result(), step.result(), evaluated, options.updates_per_call or 1, 0.0)
     return result._replace(seconds=plan.seconds + time.monotonic() - start)
 
 

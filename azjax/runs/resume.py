@@ -20,10 +20,12 @@ from azjax.runs.folder import RunFolder, write_text
 from azjax.runs.loop import Position
 from azjax.runs.plain import from_plain
 from azjax.runs.programs import choose_devices, updates_per_look
-from azjax.runs.reading import read_limited
+from azjax.runs.reading import read_json, read_limited
 from azjax.runs.results import clean
 from azjax.runs.run_options import OptionsT, RunOptions, flat_options, parse_options, read_options, to_yaml
 from azjax.runs.starting import Kind, carry_out, console_of, start_machine
+
+_LARGEST_SUMMARY = 1 << 26
 
 
 def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, devices: int | None, quiet: bool) -> Any:
@@ -50,6 +52,7 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
     start = time.monotonic()
     folder = RunFolder.existing(Path(path))
     before = read_options(folder.file("config.yaml"), kind.options)
+    check_not_frozen(folder)
     options = dataclasses.replace(before, run=folder.path, quiet=quiet)
     start_machine(options, options.fits)
     claim = folder.claimed() if hosts.is_first() else contextlib.nullcontext()
@@ -123,6 +126,21 @@ def read_position(found: Restored, folder: RunFolder) -> Position:
     except ConfigError as error:
         raise ConfigError(f"checkpoints of {folder.path} don't describe a run: {error}; use another copy") from error
     return position
+
+
+def check_not_frozen(folder: RunFolder) -> None:
+    """Raises ``ConfigError`` for the member of a population whose parameters became NaN: nothing can go on."""
+    path = folder.file("summary.json")
+    summary: dict[str, Any] = {}
+    with contextlib.suppress(ConfigError):  # only its being there matters to any other run
+        summary = read_json(path, _LARGEST_SUMMARY)
+    env_steps = summary.get("env_steps")
+    require(
+        summary.get("frozen") is not True or type(env_steps) is not int,
+        f"member {folder.path} froze after {env_steps} environment steps: the next update would have made its "
+        "parameters NaN or infinite, and would again; train its configuration with another seed or a smaller step, "
+        f"or use the policy from before: azjax evaluate {folder.path}",
+    )
 
 
 def check_goes_on(

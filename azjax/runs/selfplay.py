@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -132,12 +131,12 @@ def build(plan: SelfPlayPlan) -> SelfPlayPrograms:
     )
     key = jax.random.key(options.seed)
     first = np.int32(0)
-    with machine.quiet_loading(), machine.rare_collection(), ThreadPoolExecutor() as pool:
+    with machine.compiling() as pool:
         step = pool.submit(program.step.lower(program.state).compile)
         init = pool.submit(program.init.lower(key).compile)
         evaluation = compile_evaluator(evaluate, plan.mesh).lower(program.state.learner.params, key, first, first)
         init.result()
-        programs = SelfPlayPrograms(init.result(), step.result(), evaluation.compile(), 0.0)
+        programs = SelfPlayPrograms(init.result(), step.result(), pool.submit(evaluation.compile).result(), 0.0)
     return programs._replace(seconds=plan.seconds + time.monotonic() - began)
 
 

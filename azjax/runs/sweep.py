@@ -20,7 +20,8 @@ _NOT_SWEPT = frozenset({
     "env", "algorithm", "seed", "run", "devices", "updates_per_call", "evaluations", "evaluation_episodes",
     "deterministic", "checkpoint_seconds", "keep_checkpoints", "tensorboard", "wandb", "cache", "quiet", "learner",
 })  # fmt: skip
-_MOST_MEMBERS = 4096
+MOST_MEMBERS = 4096
+"""Of one sweep, or of one batch of a search."""
 
 Value = float | int | str | bool | tuple[int, ...] | None
 Member = dict[str, Value]
@@ -162,13 +163,13 @@ def spread(options: TrainOptions, axes: Axes, *, samples: int = 1, seeds: int = 
     Raises:
       ConfigError: if there are draws without a range, or too many members.
     """
-    require_number("samples", samples, 1, _MOST_MEMBERS)
-    require_number("seeds", seeds, 1, _MOST_MEMBERS)
+    require_number("samples", samples, 1, MOST_MEMBERS)
+    require_number("seeds", seeds, 1, MOST_MEMBERS)
     choices = {name: axis.values for name, axis in axes.items() if isinstance(axis, Choice)}
     ranges = {name: axis for name, axis in axes.items() if isinstance(axis, Range)}
     require(bool(ranges) or samples == 1, f"samples is {samples}, but no option has a range; give one, or leave it out")
     count = math.prod(map(len, choices.values())) * samples * seeds
-    require(count <= _MOST_MEMBERS, f"{count} members are more than {_MOST_MEMBERS}; make several sweeps of it")
+    require(count <= MOST_MEMBERS, f"{count} members are more than {MOST_MEMBERS}; make several sweeps of it")
     generator = np.random.default_rng([options.seed, 0x5EE9])
     configurations: list[Member] = []
     for combination in itertools.product(*choices.values()):

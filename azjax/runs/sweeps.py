@@ -37,6 +37,7 @@ from azjax.runs.population import (
 )
 from azjax.runs.reading import parse_yaml, read_limited
 from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
+from azjax.runs.signals import Interrupts
 from azjax.runs.starting import console_of, start_machine
 from azjax.runs.summary import duration
 from azjax.runs.sweep import Group, Member, group_members, member_options, parts_of
@@ -101,7 +102,7 @@ def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
         layout = lay_out(sweep)
         content = dataclasses.replace(sweep, chunks=tuple(layout.chunks))
         made = RunFolder.numbered(place) if folder is None else RunFolder(place)
-        with made.claimed(), console_of(sweep.base) as console:
+        with made.claimed(), console_of(sweep.base) as console, _interrupts(made.path):
             text = to_text(content)
             write_text(made.file(SWEEP), text)
             for line in describe(layout, sweep.halvings):
@@ -121,16 +122,21 @@ def resume(path: Path, *, steps: int | None = None, devices: int | None = None, 
         f"{path} is a sweep, whose members have equally many steps; make one of them longer: azjax resume "
         f"{path / 'members' / 'NNN'} --steps N",
     )
-    folder = RunFolder.existing(path)
+    folder = RunFolder.existing(path, nested=True)
     text = read_limited(folder.file(SWEEP), _LARGEST_SWEEP).decode("utf-8", "replace")
     sweep = from_text(text, folder.file(SWEEP))
     base = dataclasses.replace(sweep.base, quiet=quiet, devices=devices or sweep.base.devices)
     sweep = dataclasses.replace(sweep, base=base)
     start_machine(base, lambda count: True)
     claim = folder.claimed() if hosts.is_first() else contextlib.nullcontext()
-    with claim, console_of(base) as console, hosts.folder_to_write(path) as place:
+    with claim, console_of(base) as console, hosts.folder_to_write(path) as place, _interrupts(path):
         require(not folder.file("summary.json").exists(), f"sweep {path} is finished; its results are in {path}")
         return _run(folder if hosts.is_first() else RunFolder(place), path, lay_out(sweep), sweep, text, console)
+
+
+def _interrupts(path: Path) -> Interrupts:
+    """What a signal does while no part is being trained."""
+    return Interrupts(f"go on from what was saved with: azjax resume {path}", later=jax.process_count() > 1)
 
 
 def preview(sweep: Sweep) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +25,14 @@ from azjax.runs.kinds import TUNE
 from azjax.runs.options import TrainOptions, preset_values, resolve
 from azjax.runs.reading import parse_yaml, read_json, read_limited
 from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
-from azjax.runs.sweep import Axes, Member, Range, member_options, read_axis
+from azjax.runs.signals import Interrupts, RunInterrupted
+from azjax.runs.sweep import MOST_MEMBERS, Axes, Member, Range, member_options, read_axis
 from azjax.runs.sweep_results import to_csv
 from azjax.runs.sweeps import Sweep, run_sweep
 from azjax.runs.sweeps import resume as resume_sweep
 
 _LARGEST = 1 << 20
+_LARGEST_JOURNAL = 1 << 28
 _MEND = "use another copy of it, or the version that wrote it"
 DEFAULT_SPACE = {
     "learning_rate": "log:1e-4..1e-2",
@@ -46,7 +49,7 @@ class Search:
     base: TrainOptions  # of all trials
     space: dict[str, Any]  # axes as text or plain data; see ``azjax.runs.sweep.read_axis``
     trials: int = 32
-    batch: int = 8  # trials of one program
+    batch: int = 8  # trials that are trained together
     seeds: int = 1  # runs of each trial
     chunk: int | None = None
 
@@ -58,6 +61,14 @@ class Search:
         """Raises ``ConfigError`` for what can't be searched."""
         for name in ("trials", "batch", "seeds"):
             require_number(name, getattr(self, name), 1, 1 << 16)
+        if self.chunk is not None:
+            require_number("chunk", self.chunk, 1, 1 << 20)
+        members = min(self.batch, self.trials) * self.seeds
+        require(
+            members <= MOST_MEMBERS,
+            f"{self.batch} trials x {self.seeds} seeds are {members} members of a batch, more than {MOST_MEMBERS}; use "
+            "a smaller batch",
+        )
         require(
             importlib.util.find_spec("optuna") is not None,
             'azjax tune needs optuna, which is not installed; pip install "azjax[sweep]"',
@@ -113,21 +124,30 @@ def tune(search: Search, folder: Path | None = None) -> Found:
     made = RunFolder.numbered(path) if folder is None else RunFolder(path)
     write_text(made.file(TUNE), to_text(search))
     with made.claimed():
-        return _search(made, search)
+        return _search_until_stopped(made, search)
 
 
 def resume(path: Path, *, steps: int | None = None, devices: int | None = None, quiet: bool = False) -> Found:
     """Goes on with a search that was interrupted."""
     require(steps is None, f"{path} is a search, whose trials have equally many steps; leave --steps out")
     require(not jax.distributed.is_initialized(), "a search runs in one process; leave the coordinator out")
-    folder = RunFolder.existing(path)
+    folder = RunFolder.existing(path, nested=True)
     require(not folder.file("summary.json").exists(), f"search {path} is finished; its results are in {path}")
     search = from_text(read_limited(folder.file(TUNE), _LARGEST).decode("utf-8", "replace"), folder.file(TUNE))
     base = dataclasses.replace(search.base, quiet=quiet, devices=devices or search.base.devices)
     search = dataclasses.replace(search, base=base)
     search.validate()
     with folder.claimed():
-        return _search(folder, search)
+        return _search_until_stopped(folder, search)
+
+
+def _search_until_stopped(folder: RunFolder, search: Search) -> Found:
+    mend = f"go on from what was saved with: azjax resume {folder.path}"
+    try:
+        with Interrupts(mend):
+            return _search(folder, search)
+    except RunInterrupted as stop:  # of a batch, which does not go on by itself
+        raise RunInterrupted(stop.signal, mend) from stop
 
 
 def _search(folder: RunFolder, search: Search) -> Found:
@@ -159,13 +179,22 @@ def _batches(search: Search) -> list[int]:
 
 
 def open_study(path: Path, seed: int) -> Any:
-    """The study in a journal, made if there is none."""
+    """The study in a journal, made if there is none; no other process may be using it.
+
+    Raises:
+      ConfigError: if the journal can't be read.
+    """
     import optuna
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    # What a kill left: optuna would wait for the lock, and write behind a line that was cut short.
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.exists():
+        os.truncate(path, read_limited(path, _LARGEST_JOURNAL).rfind(b"\n") + 1)
+    # Its other kind of lock is a link, which resuming a folder refuses.
+    storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     study = optuna.create_study(study_name="azjax", storage=storage, direction="maximize", load_if_exists=True)
     # Trials of a batch are trained at once. A search that goes on must not draw again what it has drawn.
     study.sampler = optuna.samplers.TPESampler(seed=seed + 7919 * len(study.trials), constant_liar=True)
