@@ -223,6 +223,7 @@ def mean_returns(metrics: Any, updates: slice) -> np.ndarray:
     return np.asarray(total / ended)
 
 
+@pytest.mark.slow
 def test_whole_runs_have_the_returns_of_runs_alone() -> None:
     config = azjax.PPOConfig(learning_rate=1e-2, minibatches=1, policy_hidden=(16,), value_hidden=(16,))
     compiled = azjax.compile(cartpole_trainer(config, None), updates_per_call=UPDATES)

@@ -51,6 +51,11 @@ class RunFolder:
         return cls(candidate)
 
     @classmethod
+    def new(cls, path: Path, *, chosen: bool) -> RunFolder:
+        """The folder of a new run: ``path`` if it was chosen for it, else that or the next ``numbered`` one."""
+        return cls(path) if chosen else cls.numbered(path)
+
+    @classmethod
     def existing(cls, path: Path, *, nested: bool = False) -> RunFolder:
         """The folder of a run that was started before, which may have been a stranger's: it must hold no links.
 

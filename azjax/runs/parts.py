@@ -52,6 +52,34 @@ class Part(NamedTuple):
     devices: int | None
 
 
+class _Work(NamedTuple):
+    """What all rungs of a part are trained with."""
+
+    part: Part
+    build: Callable[[PartPlan], PartPrograms]
+    own: RunFolder  # the part's
+    console: RunConsole
+    options: TrainOptions  # of the sweep as a whole
+
+
+class _Rung(NamedTuple):
+    """What is trained from the rung before, or the start, to the next one."""
+
+    members: list[int]
+    planned: PartPlan
+    end: int  # updates
+
+
+class _Trained(NamedTuple):
+    """What a rung has come to."""
+
+    state: PopulationState
+    episodes: Sequence[Any]  # of each of its members
+    best: Sequence[tuple[int, float] | None]  # of each member of the part: env_steps and return
+    position: Position
+    records: Sequence[dict[str, Any]]  # lines of the part's metrics
+
+
 def rungs(updates: int, per_call: int, halvings: int) -> list[int]:
     """The updates after which the worse half stops, and the last one: each about twice the one before, whole calls.
 
@@ -95,6 +123,7 @@ def train_part(
     part.place.mkdir(parents=True, exist_ok=True)
     own = RunFolder.existing(part.place)
     with own.claimed():
+        work = _Work(part, build, own, console, options)
         first, members = part.options[0], list(range(len(part.options)))
         planned = _plan(part, members)
         for place, each in zip(part.folders, planned.options, strict=True):
@@ -110,9 +139,8 @@ def train_part(
         for end in ends:
             following = saved != [] and saved[0] > end
             if not following:
-                position, moved, kept = _train_rung(
-                    part, members, planned, end, moved, position, build, own, console, options, found=saved != []
-                )
+                rung = _Rung(members, planned, end)
+                position, moved, kept = _train_rung(work, rung, moved, position, found=saved != [])
                 saved = []
             if end == ends[-1]:
                 return
@@ -146,24 +174,25 @@ def returns_at(records: Sequence[dict[str, Any]], update: int, options: TrainOpt
 
 
 def _train_rung(
-    part: Part,
-    members: Sequence[int],
-    planned: PartPlan,
-    end: int,
-    moved: Restored | None,
-    position: Position,
-    build: Callable[[PartPlan], PartPrograms],
-    own: RunFolder,
-    console: RunConsole,
-    options: TrainOptions,
-    *,
-    found: bool,
+    work: _Work, rung: _Rung, moved: Restored | None, position: Position, *, found: bool
 ) -> tuple[Position, Restored, list[int]]:
-    """Trains some members up to an update; finishes those that won't go on, which at the last rung are all."""
-    keep = options.keep_checkpoints
-    check_space(part.place, planned.compiled.state, keep + 2)
+    """Trains some members up to an update; finishes those that won't go on, which at the last rung are all.
+
+    Args:
+      work: what all rungs share.
+      rung: the members, and up to where.
+      moved: the state that the rung before left for them.
+      position: where it stood.
+      found: whether to go on from a checkpoint instead.
+
+    Returns:
+      Position and state at its end, and the members that go on.
+    """
+    part, own, console, keep = work.part, work.own, work.console, work.options.keep_checkpoints
+    shapes = rung.planned.compiled.state
+    check_space(part.place, shapes, keep + 2)
     if found:
-        moved = Checkpoints(part.before / "checkpoints", keep, console.warn).restore(planned.compiled.state)
+        moved = Checkpoints(part.before / "checkpoints", keep, console.warn).restore(shapes)
     if found and moved is not None:
         position = read_position(moved, own)
         require(
@@ -171,15 +200,15 @@ def _train_rung(
             f"{part.sweep} was changed since the checkpoint; change its configuration back, or start another sweep",
         )
         console.say(f"going on after update {position.update} of {part.options[0].updates}")
-    programs = compiled(lambda: build(planned), part.sweep, console)
+    programs = compiled(lambda: work.build(rung.planned), part.sweep, console)
     records = _records(part.before, position.records)
-    job = PopulationJob(planned, programs, part.folders, part.text, records, members, end, moved)
+    job = PopulationJob(rung.planned, programs, part.folders, part.text, records, rung.members, rung.end, moved)
     checkpoints = Checkpoints(own.file("checkpoints"), keep, console.warn)
-    state, episodes = conduct(job, own, moved, position, checkpoints, console, options, resumed=part.sweep)
+    state, episodes = conduct(job, own, moved, position, checkpoints, console, work.options, resumed=part.sweep)
     job.keep(state, False)
     lines = _records(own.path)
-    kept = [] if end == part.options[0].updates else _kept(part, members, lines, end)
-    _finish_members(part, members, kept, planned, state, episodes, job, position, lines, console)
+    kept = [] if rung.end == part.options[0].updates else _kept(part, rung.members, lines, rung.end)
+    _finish_members(work, rung, kept, _Trained(state, episodes, job.best, position, lines))
     return position, Restored(state, {"env_steps": job.env_steps(state)}), kept
 
 
@@ -201,33 +230,21 @@ def _records(folder: Path, count: int | None = None) -> list[dict[str, Any]]:
     return records
 
 
-def _finish_members(
-    part: Part,
-    members: Sequence[int],
-    kept: Sequence[int],
-    planned: PartPlan,
-    state: PopulationState,
-    episodes: Sequence[Any],
-    job: PopulationJob,
-    position: Position,
-    records: Sequence[dict[str, Any]],
-    console: RunConsole,
-) -> None:
+def _finish_members(work: _Work, rung: _Rung, kept: Sequence[int], trained: _Trained) -> None:
     """Makes the folder of each member that doesn't go on that of an ordinary run."""
-    state = jax.device_get(hosts.whole(state))
+    state = jax.device_get(hosts.whole(trained.state))
     versions = machine.versions()
-    for row, i in enumerate(members):
+    for row, i in enumerate(rung.members):
         if i in kept:
             continue
-        place, options = part.folders[i], dataclasses.replace(planned.options[row], run=part.folders[i])
-        lines = member_records(records, i)
+        place = work.part.folders[i]
+        options = dataclasses.replace(rung.planned.options[row], run=place)
+        lines = member_records(trained.records, i)
         write_member_metrics(place, lines)
         own, alive = member(state.members, row), bool(state.alive[row])
-        best = job.best[i] or (None, None)
-        end = dataclasses.replace(
-            position, records=len(lines), best_env_steps=best[0], best_return=best[1], clock=position.clock
-        )
-        summary = run_summary(options, planned.env, own, episodes[row], end)
+        best = trained.best[i] or (None, None)
+        end = dataclasses.replace(trained.position, records=len(lines), best_env_steps=best[0], best_return=best[1])
+        summary = run_summary(options, rung.planned.env, own, trained.episodes[row], end)
         record = {
             "env_steps": summary["env_steps"],
             "evaluation_return": summary["evaluation"].get("return_mean"),
@@ -236,7 +253,7 @@ def _finish_members(
             "versions": versions,
         }
         if alive:
-            with Checkpoints(place / "checkpoints", options.keep_checkpoints, console.warn) as checkpoints:
-                checkpoints.save(position.update, own, record, lambda: None)
-        stopped = bool(position.update < options.updates)
+            with Checkpoints(place / "checkpoints", options.keep_checkpoints, work.console.warn) as checkpoints:
+                checkpoints.save(end.update, own, record, lambda: None)
+        stopped = bool(end.update < options.updates)
         write_json(place / "summary.json", summary | {"frozen": not alive, "stopped_early": stopped})

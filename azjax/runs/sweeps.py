@@ -96,12 +96,12 @@ def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
       RunInterrupted: if a signal stopped it; ``azjax resume`` goes on.
     """
     start_machine(sweep.base, lambda count: True)
-    with hosts.folder_to_write(folder or default_folder(sweep.base)) as place:
+    with hosts.folder_to_write(folder or default_folder(sweep.base, "sweep")) as place:
         if folder is not None:
             check_free(place)
         layout = lay_out(sweep)
         content = dataclasses.replace(sweep, chunks=tuple(layout.chunks))
-        made = RunFolder.numbered(place) if folder is None else RunFolder(place)
+        made = RunFolder.new(place, chosen=folder is not None)
         with made.claimed(), console_of(sweep.base) as console, _interrupts(made.path):
             text = to_text(content)
             write_text(made.file(SWEEP), text)
@@ -287,10 +287,10 @@ def _table(folder: RunFolder, summary: dict[str, Any], seconds: float) -> tuple[
     return title, rows
 
 
-def default_folder(options: TrainOptions) -> Path:
-    """``runs/ENV-ALGORITHM-sweep-TIME`` below the current folder."""
+def default_folder(options: TrainOptions, kind: str) -> Path:
+    """``runs/ENV-ALGORITHM-KIND-TIME`` below the current folder."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-sweep-{stamp}"
+    return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-{kind}-{stamp}"
 
 
 def to_text(sweep: Sweep) -> str:

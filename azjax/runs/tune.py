@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
 from azjax.runs.signals import Interrupts, RunInterrupted
 from azjax.runs.sweep import MOST_MEMBERS, Axes, Member, Range, member_options, read_axis
 from azjax.runs.sweep_results import to_csv
-from azjax.runs.sweeps import Sweep, run_sweep
+from azjax.runs.sweeps import Sweep, default_folder, run_sweep
 from azjax.runs.sweeps import resume as resume_sweep
 
 _LARGEST = 1 << 20
@@ -118,10 +117,7 @@ def tune(search: Search, folder: Path | None = None) -> Found:
     if folder is not None:
         check_free(folder)
     search.validate()
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = search.base
-    path = folder or Path("runs") / f"{base.env.replace(':', '-')}-{base.algorithm}-tune-{stamp}"
-    made = RunFolder.numbered(path) if folder is None else RunFolder(path)
+    made = RunFolder.new(folder or default_folder(search.base, "tune"), chosen=folder is not None)
     write_text(made.file(TUNE), to_text(search))
     with made.claimed():
         return _search_until_stopped(made, search)
