@@ -65,7 +65,7 @@ def test_a_run_leaves_checkpoints_and_the_best_policy(reference: Path) -> None:
     assert summary["best"] == {
         "env_steps": max(returns, key=lambda n: returns[n]), "return_mean": max(returns.values())
     }  # fmt: skip
-    assert best.description["env"] == "inverted_pendulum"
+    assert best.description["env"] == "azjax:cartpole"
     assert list((reference / "tensorboard").iterdir())
 
 

@@ -16,9 +16,11 @@ from azjax.cli.selfplay import read_options
 from azjax.config import ConfigError
 from azjax.runs.folder import read_metrics
 from azjax.runs.policy import load_policy
+from azjax.runs.replay import read_replay
 from azjax.runs.selfplay_options import SelfPlayOptions, resolve_selfplay, selfplay_preset
 from azjax.runs.selfplay_pictures import read_tasks
-from azjax.selfplay import task_family
+from azjax.runs.selfplay_records import held_out_figures, held_out_intervals
+from azjax.selfplay import held_out_grid, task_family, wider_family
 from azjax.selfplay.bodies import BODIES
 
 SELFPLAY = """
@@ -44,6 +46,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def summary_of(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return content
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    assert summary_of(one)["params_sha256"] == summary_of(other)["params_sha256"]
+    with np.load(one / "tasks.npz") as ours, np.load(other / "tasks.npz") as theirs:
+        for name in ours.files:
+            np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 def test_the_folder_holds_what_a_run_leaves(run: Path) -> None:
@@ -81,6 +90,18 @@ def test_evaluations_tell_of_the_held_out_tasks_inside_and_outside(run: Path) ->
     assert summary_of(run)["heldout"]["success"] == lines[-1]["heldout/success"]
 
 
+def test_a_run_cut_off_ends_bit_for_bit_as_if_nothing_had_happened(run: Path) -> None:
+    """As it is after a kill behind its second checkpoint but before the end."""
+    cut = run.parent / "cut"
+    shutil.copytree(run, cut)
+    (cut / "summary.json").unlink()
+    for path in (cut / "checkpoints").glob("4*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main(["resume", str(cut), "--quiet"]) == 0
+    assert_same_end(cut, run)
+
+
+@pytest.mark.slow
 def test_a_run_made_longer_is_bit_for_bit_one_that_was_so_from_the_start(run: Path) -> None:
     longer, straight = run.parent / "longer", run.parent / "straight"
     shutil.copytree(run, longer)
@@ -88,10 +109,7 @@ def test_a_run_made_longer_is_bit_for_bit_one_that_was_so_from_the_start(run: Pa
     options = [*SELFPLAY, "--evaluations", "4", "--run", str(straight)]
     options[options.index("3000")] = "6000"
     assert main(options) == 0
-    assert summary_of(longer)["params_sha256"] == summary_of(straight)["params_sha256"]
-    with np.load(longer / "tasks.npz") as one, np.load(straight / "tasks.npz") as other:
-        for name in one.files:
-            np.testing.assert_array_equal(one[name], other[name])
+    assert_same_end(longer, straight)
 
 
 def test_a_finished_run_is_not_gone_on_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +120,6 @@ def test_a_finished_run_is_not_gone_on_with(run: Path, capsys: pytest.CaptureFix
 def test_the_other_commands_take_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = load_policy(run)
     assert (policy.env.name, policy.env.episode_length) == ("tasks:pointmass/command", 50)
-    assert main(["evaluate", str(run), "--episodes", "4", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["episodes"] == 4
     assert main(["compare", str(run)]) == 0
     assert "tasks:pointmass" in capsys.readouterr().out
     page = run.parent / "page.html"
@@ -112,6 +128,46 @@ def test_the_other_commands_take_it(run: Path, capsys: pytest.CaptureFixture[str
     assert text.count("data:image/png;base64,") == 3  # curves, held-out tasks, one plane
     assert "Task space of" in text
     assert "http://" not in (run / "selfplay.html").read_text()
+
+
+def test_evaluate_tells_of_success_with_intervals(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--tasks", "40", "--episodes", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["episodes"], found["tasks"], found["episodes_per_task"]) == (160, 40, 4)
+    assert set(found["heldout"]) == set(summary_of(run)["heldout"])
+    for figure in found["heldout"].values():
+        assert 0.0 <= figure["low"] <= figure["mean"] <= figure["high"] <= 1.0
+    assert main(["evaluate", str(run), "--tasks", "40", "--episodes", "3"]) == 2
+    assert "episodes is 3; half of those at each task choose the worst tasks" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--tasks", "3"]) == 2
+    assert "tasks is 3; it must lie between 4" in capsys.readouterr().err
+
+
+def test_render_shows_what_was_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = run.parent / "rendered.html"
+    assert main(["render", str(run), "--episodes", "2", "-o", str(page)]) == 0
+    shown = read_replay(page.read_text())
+    assert shown["links"] == ["ball", "task"]
+    assert {geom["link"] for geom in shown["geoms"]} == {-1, 0, 1}
+
+
+def test_figures_and_intervals_of_held_out_tasks_by_hand() -> None:
+    """Half of the tasks always succeed: their mean's interval is the binomial one; of equal tasks it has no width."""
+    family = task_family("pointmass", ("goal", "command"))
+    held_out = held_out_grid(family, wider_family(family), 800)
+    success = np.zeros((800, 4), bool)
+    success[::2] = True
+    success[~held_out.inside] = True
+    figures = held_out_figures(success, held_out, family)
+    assert figures == pytest.approx(
+        {"success": 0.5, "coverage": 0.5, "cvar10": 0.0, "success_goal": 0.5, "success_command": 0.5}
+        | {f"outside_{name}": 1.0 for name in ("success", "coverage", "cvar10")}
+    )
+    intervals = held_out_intervals(success, held_out, family)
+    assert {name: figure for name, (figure, _, _) in intervals.items()} == figures
+    _, low, high = intervals["success"]
+    assert (low, high) == pytest.approx([0.5 - 1.96 * 0.5 / 600**0.5, 0.5 + 1.96 * 0.5 / 600**0.5], abs=0.01)
+    assert intervals["outside_success"] == (1.0, 1.0, 1.0)
 
 
 def test_a_strangers_maps_are_not_drawn_and_end_no_report(run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -18,6 +19,8 @@ from azjax.config import ConfigError
 from azjax.envs import fresh_state
 from azjax.envs.brax import scale_system
 from azjax.envs.lanes import choose_vectorize, step_lanes
+from azjax.envs.scene import Geom
+from azjax.runs.replay import Motion, marked
 from azjax.selfplay import (
     Parameter,
     PointMass,
@@ -210,6 +213,71 @@ def test_the_point_mass_feels_its_physics():
     for _ in range(5):
         rest = body.step(rest, jnp.array([1.0, 0.0]))
     assert float(rest.observation[2]) == pytest.approx(4.0 * (1.0 - 0.9**5), rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked for in the picture of an attempt
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def motion_of(env: TaskEnvironment, states: list[azjax.EnvState]) -> Motion:
+    positions, rotations = (np.stack(x) for x in zip(*(env.poses(state) for state in states), strict=True))
+    return Motion(positions, rotations, np.zeros(len(states), np.float32), False, env.dt)
+
+
+def rotated(quaternion: np.ndarray, vector: Any) -> np.ndarray:
+    w, axis = quaternion[0], quaternion[1:]
+    turn = 2.0 * np.cross(axis, vector)
+    return np.asarray(vector + w * turn + np.cross(axis, turn))
+
+
+def ends_of(geom: Geom) -> list[np.ndarray]:
+    """Both ends of a capsule in the frame of its link."""
+    along = rotated(np.asarray(geom.quaternion), [0.0, 0.0, geom.size[1]])
+    return [np.asarray(geom.position) - along, np.asarray(geom.position) + along]
+
+
+def test_a_goal_stands_where_it_is_and_an_arrow_points_to_it():
+    env = rail()
+    task = task_of(env, "goal", distance=4.0, bearing=0.5, horizon=2.0)
+    states = attempt(env, task, [(0.2, 1.0), (0.1, -5.0), (0.2, 0.5)])
+    scene, motion = marked(env, env.scene(), motion_of(env, states), task)
+    assert scene.links == ("ball", "task")
+    target = np.asarray(states[0].inner.target)
+    fixed = [geom for geom in scene.geoms if geom.link < 0 and geom.kind != "plane"]
+    assert len(fixed) == 3
+    for geom in fixed:
+        np.testing.assert_allclose(geom.position[:2], target, atol=1e-5)
+    assert fixed[0].size[0] == SETTINGS.reach
+    for position, rotation in zip(motion.positions, motion.rotations, strict=True):
+        np.testing.assert_allclose(position[1], [*position[0, :2], 0.0])
+        ahead = rotated(rotation[1], [1.0, 0.0, 0.0])[:2]
+        np.testing.assert_allclose(
+            ahead, (target - position[0, :2]) / np.linalg.norm(target - position[0, :2]), atol=1e-5
+        )
+
+
+def test_a_command_is_the_way_of_the_next_second_and_turns_with_the_body():
+    env = rail()
+    task = task_of(env, "command", speed=2.0, turn_rate=1.5)
+    states = attempt(env, task, [(0.2, 1.0), (0.1, -5.0)])
+    scene, motion = marked(env, env.scene(), motion_of(env, states), task)
+    pieces = [ends_of(geom) for geom in scene.geoms if geom.link == 1]
+    for one, other in itertools.pairwise(pieces[:8]):
+        np.testing.assert_allclose(one[1], other[0], atol=1e-6)
+    np.testing.assert_allclose(pieces[0][0][:2], 0.0, atol=1e-6)
+    # A circle of radius v / w, up to the pieces being straight.
+    expected = 2.0 / 1.5 * np.array([math.sin(1.5), 1.0 - math.cos(1.5)])
+    np.testing.assert_allclose(pieces[7][1][:2], expected, atol=0.15)
+    headings = [float(state.inner.body.inner["heading"]) for state in states]
+    turned = [2.0 * math.atan2(rotation[1, 3], rotation[1, 0]) for rotation in motion.rotations]
+    np.testing.assert_allclose(turned, headings, atol=1e-5)
+
+
+def test_a_body_without_a_task_is_shown_as_it_is():
+    env = rail()
+    motion = motion_of(env, attempt(env, task_of(env, "command"), [(0.2, 1.0)]))
+    assert marked(env, env.scene(), motion, None) == (env.scene(), motion)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

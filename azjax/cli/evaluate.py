@@ -9,12 +9,16 @@ from typing import Any
 
 from azjax.cli.parsing import parse
 from azjax.cli.results import ResultOptions, give
-from azjax.config import require_number
+from azjax.config import require, require_number
 from azjax.evaluation import summarize
 from azjax.runs import machine
 from azjax.runs.episodes import make_player, play_all
 from azjax.runs.folder import check_output
 from azjax.runs.policy import load_policy
+from azjax.runs.selfplay_evaluation import evaluate_tasks, task_rows
+from azjax.selfplay.tasks import TaskEnvironment
+
+_EPISODES, _EPISODES_PER_TASK, _TASKS = 128, 8, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +27,10 @@ class EvaluateOptions(ResultOptions):
 
     run: Path
     """Folder of a finished run."""
-    episodes: int = 128
-    """Full episodes to play."""
+    episodes: int | None = None
+    """Full episodes to play, for a self-play run at each held-out task. Default: 128, or 8 at each task."""
+    tasks: int | None = None
+    """Held-out tasks of a self-play run, a quarter of them outside of the training range. Default: 1024."""
     seed: int = 0
     """Seed of initial states and of exploration; evaluation never shares a key with training."""
     stochastic: bool = False
@@ -36,11 +42,12 @@ class EvaluateOptions(ResultOptions):
 def run(args: Sequence[str], prog: str) -> int:
     """Evaluates a policy."""
     options = parse(EvaluateOptions, args, prog=prog)
-    require_number("episodes", options.episodes, 1, 2**24)
+    if options.episodes is not None:
+        require_number("episodes", options.episodes, 1, 2**24)
     require_number("seed", options.seed, 0, 2**32 - 1)
     if options.output is not None:
         check_output(options.output)
-    machine.split_host(lambda n: options.episodes >= n)
+    machine.split_host(lambda n: (options.episodes or _EPISODES) >= n)
     machine.use_cache()
     statistics = evaluate(options)
     give(statistics, options, f"{options.run}: {statistics['env']} ({statistics['backend']})", rows(statistics))
@@ -48,16 +55,24 @@ def run(args: Sequence[str], prog: str) -> int:
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    """Plays the episodes and sums them up."""
+    """Plays the episodes and sums them up; of a self-play run at its held-out tasks."""
     policy = load_policy(options.run)
-    player = make_player(policy, episodes=options.episodes, seed=options.seed, stochastic=options.stochastic)
-    episodes = play_all(player, options.episodes)
+    env, seed, stochastic = policy.env, options.seed, options.stochastic
+    if isinstance(env, TaskEnvironment):
+        tasks = _TASKS if options.tasks is None else options.tasks
+        episodes = _EPISODES_PER_TASK if options.episodes is None else options.episodes
+        played = evaluate_tasks(policy, env, tasks=tasks, episodes=episodes, seed=seed, stochastic=stochastic)
+    else:
+        require(options.tasks is None, f"{options.run} is no self-play run; leave tasks out")
+        episodes = options.episodes or _EPISODES
+        player = make_player(policy, episodes=episodes, seed=seed, stochastic=stochastic)
+        played = summarize(play_all(player, episodes))
     return {
-        "env": policy.env.name,
-        "backend": policy.env.backend,
+        "env": env.name,
+        "backend": env.backend,
         "deterministic": not options.stochastic,
         "seed": options.seed,
-        **summarize(episodes),
+        **played,
     }
 
 
@@ -65,7 +80,9 @@ def rows(statistics: dict[str, Any]) -> list[tuple[str, str]]:
     """The statistics as lines of a table."""
     s = statistics
     kind = "deterministic" if s["deterministic"] else "stochastic"
+    own = task_rows(s) if "heldout" in s else []
     return [
+        *own,
         ("episodes", f"{s['episodes']} {kind}, seed {s['seed']}"),
         ("return", f"{s['return_mean']:.2f} ± {s['return_std']:.2f} (mean ± std)"),
         ("IQM", f"{s['return_iqm']:.2f}, 95 % interval {s['return_iqm_low']:.2f} to {s['return_iqm_high']:.2f}"),

@@ -32,6 +32,8 @@ def make_player(
     seed: int,
     stochastic: bool = False,
     record: Callable[[EnvState], Any] | None = None,
+    outcome: Callable[[EnvState], Any] | None = None,
+    episode_params: Any = None,
 ) -> Player:
     """Compiles a program that plays a policy's episodes.
 
@@ -41,6 +43,9 @@ def make_player(
       seed: of initial states and of exploration.
       stochastic: sample actions instead of taking the distribution's mode.
       record: what to keep of every step of one of the episodes that are played at once.
+      outcome: of the state at the end of each episode: what else to return.
+      episode_params: ``[N, ...]``, the params of episode i, from the beginning again after the last; default what the
+        environment draws.
     """
     devices = min(jax.device_count(), episodes)
     lanes = -(-min(episodes, _MOST_LANES) // devices)
@@ -51,6 +56,8 @@ def make_player(
         deterministic=not stochastic,
         action_repeat=policy.action_repeat,
         record=record,
+        outcome=outcome,
+        episode_params=episode_params,
         axis_name=machine.AXIS,
     )
     key = jax.random.key(seed)

@@ -6,10 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 import tyro
 
 from azjax.config import require, require_number
+from azjax.envs.base import EnvState
+from azjax.envs.scene import Scene
 from azjax.evaluation import Episodes
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
@@ -17,8 +20,9 @@ from azjax.runs.episodes import make_player, play_all, play_one
 from azjax.runs.folder import check_output, first_free, new_files
 from azjax.runs.opengl import find_driver
 from azjax.runs.policy import LoadedPolicy, check_run, load_policy
-from azjax.runs.replay import Motion, has_scene, recorded_motion, write_motion
+from azjax.runs.replay import Motion, has_scene, marked, recorded_motion, write_motion
 from azjax.runs.video import fastest, find_encoder, schedule, write_gif, write_mp4
+from azjax.selfplay.tasks import TaskEnvironment
 
 SUFFIXES = (".html", ".gif", ".mp4")
 Choice = Literal["median", "best", "worst", "first"]
@@ -139,21 +143,29 @@ def render_episode(options: RenderOptions) -> RenderedEpisode:
     if pictures:
         _check_camera(options, policy)
     with RunConsole(0) as console:
-        rendered, motion = play(options, policy, console)
+        rendered, scene, motion = play(options, policy, console)
         with new_files(options.target) as (place,):
             if pictures:
-                write_pictures(place, options, policy, motion, rendered.title, console)
+                write_pictures(place, options, policy, scene, motion, rendered.title, console)
             else:
-                write_motion(place, policy.env.scene(), motion, rendered.title)  # type: ignore[attr-defined]
+                write_motion(place, scene, motion, rendered.title)
     return rendered
 
 
-def play(options: RenderOptions, policy: LoadedPolicy, console: RunConsole) -> tuple[RenderedEpisode, Motion]:
-    """Plays the episodes, chooses one, and plays that again with its poses recorded."""
+def play(options: RenderOptions, policy: LoadedPolicy, console: RunConsole) -> tuple[RenderedEpisode, Scene, Motion]:
+    """Plays the episodes, chooses one, and plays that again with its poses recorded; with the marks of its task."""
     count = 1 if options.select == "first" else options.episodes
     env: Any = policy.env
+    with_tasks = isinstance(env, TaskEnvironment)
     with console.waiting("compiling"), machine.rare_collection():
-        player = make_player(policy, episodes=count, seed=options.seed, stochastic=options.stochastic, record=env.poses)
+        player = make_player(
+            policy,
+            episodes=count,
+            seed=options.seed,
+            stochastic=options.stochastic,
+            record=env.poses,
+            outcome=task_of if with_tasks else None,
+        )
     with console.waiting(f"playing {count} episode{'s' * (count > 1)}"):
         number = choose(play_all(player, count), options.select) if count > 1 else 0
         shown = play_one(player, number)
@@ -168,7 +180,15 @@ def play(options: RenderOptions, policy: LoadedPolicy, console: RunConsole) -> t
         title,
     )
     motion = recorded_motion(env, shown, policy.action_repeat)
-    return rendered, motion if options.seconds is None else first_seconds(motion, options.seconds)
+    if options.seconds is not None:
+        motion = first_seconds(motion, options.seconds)
+    task = jax.tree.map(lambda x: x[0], shown.outcome) if with_tasks else None
+    return rendered, *marked(env, env.scene(), motion, task)
+
+
+def task_of(state: EnvState) -> Any:
+    """The task that an attempt is at."""
+    return state.params
 
 
 def choose(episodes: Episodes, select: str) -> int:
@@ -207,7 +227,13 @@ def first_seconds(motion: Motion, seconds: float) -> Motion:
 
 
 def write_pictures(
-    path: Path, options: RenderOptions, policy: LoadedPolicy, motion: Motion, title: str, console: RunConsole
+    path: Path,
+    options: RenderOptions,
+    policy: LoadedPolicy,
+    scene: Scene,
+    motion: Motion,
+    title: str,
+    console: RunConsole,
 ) -> None:
     """Draws the frames and writes them as they come."""
     from azjax.runs.pictures import TRACK, Studio, make_camera
@@ -219,7 +245,7 @@ def write_pictures(
     frames, fps = schedule(
         len(motion.positions), motion.dt, suffix=path.suffix, fps=options.fps, speed=options.speed or 1.0
     )
-    with Studio(env.scene(), driver, width=width, height=height, radius=camera.radius) as studio:
+    with Studio(scene, driver, width=width, height=height, radius=camera.radius) as studio:
 
         def draw(frame: int) -> np.ndarray:
             return studio.draw(motion.positions[frame], motion.rotations[frame], camera.view(frame))

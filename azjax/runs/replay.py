@@ -36,10 +36,14 @@ from azjax.evaluation import Episodes
 from azjax.runs import markup
 from azjax.runs.folder import write_text
 from azjax.runs.reading import parse_json
+from azjax.selfplay.markers import mark_task
+from azjax.selfplay.spaces import Task
+from azjax.selfplay.tasks import TaskEnvironment
 
 __all__ = [
     "Motion",
     "has_scene",
+    "marked",
     "read_replay",
     "recorded_motion",
     "replay_page",
@@ -99,6 +103,15 @@ def recorded_motion(env: Any, episodes: Episodes, action_repeat: int) -> Motion:
         bool(episodes.terminated[0]),
         env.scene().dt * action_repeat,
     )
+
+
+def marked(env: Any, scene: Scene, motion: Motion, task: Task | None) -> tuple[Scene, Motion]:
+    """Scene and motion of an attempt with what its task, a single one, asked for; as they are if there is no task."""
+    if task is None or not isinstance(env, TaskEnvironment):
+        return scene, motion
+    kind, values = env.family.types[int(task.type)], {name: float(value) for name, value in task.values.items()}
+    scene, positions, rotations = mark_task(scene, motion.positions, motion.rotations, kind, values, env.settings)
+    return scene, motion._replace(positions=positions, rotations=rotations)
 
 
 def save_replay(path: Path, env: Any, episodes: Episodes, action_repeat: int, title: str) -> None:

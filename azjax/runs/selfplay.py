@@ -202,7 +202,7 @@ class SelfPlayJob:
 
     def evaluation_record(self, state: SelfPlayState, result: Episodes, seconds: float) -> dict[str, Any]:
         """The line of an evaluation."""
-        success = successes_of(result, self.plan.options)
+        success = successes_of(result, self.plan.options.evaluation_tasks)
         return held_out_record(state, result, success, self.plan.held_out, self.plan.env.family, seconds)
 
     def progress(self, record: dict[str, Any]) -> str | None:

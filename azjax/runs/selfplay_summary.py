@@ -13,7 +13,7 @@ from azjax.runs import machine
 from azjax.runs.folder import RunFolder, read_metrics, replacing, write_json
 from azjax.runs.policy import params_sha256
 from azjax.runs.records import evaluation_statistics
-from azjax.runs.replay import recorded_motion, write_motion
+from azjax.runs.replay import marked, recorded_motion, write_motion
 from azjax.runs.selfplay_pictures import draw_curves, picture_section, save_tasks, write_page
 from azjax.runs.selfplay_records import held_out_record, successes_of
 from azjax.runs.starting import Outcome
@@ -32,7 +32,7 @@ def finish(plan: SelfPlayPlan, job: SelfPlayJob, outcome: Outcome) -> dict[str, 
     """Makes pictures and replays, without which a run can do; then the summary, which says that it is over."""
     state, episodes, position, folder, warn = outcome
     clock, options, family = position.clock, plan.options, plan.env.family
-    success = successes_of(episodes, options)
+    success = successes_of(episodes, options.evaluation_tasks)
     scores = held_out_record(state, episodes, success, plan.held_out, family, clock.training)
     env_steps, training_steps = counter_to_int(state.env_steps), counter_to_int(state.training_steps)
     hardest = hardest_solved(success, plan.held_out)
@@ -113,7 +113,8 @@ def save_replays(job: SelfPlayJob, state: SelfPlayState, tasks: list[int], folde
         values = ", ".join(f"{key} {value:.3g}" for key, value in described.items() if key != "type")
         title = f"{plan.options.env}, {described['type']}: {values}"
         if scene is not None:
-            write_motion(folder.file(name), scene, motion, title)
+            own = jax.tree.map(lambda x: x[task], plan.held_out.task)  # noqa: B023
+            write_motion(folder.file(name), *marked(plan.env, scene, motion, own), title)
         written[name] = described
     return written
 

@@ -71,7 +71,7 @@ def start(kind: Kind, options: RunOptions) -> Any:
             check_free(place)
         plan = kind.prepare(options, choose_devices(options))
         check_space(place, plan.state, options.keep_checkpoints + 2)  # the best, and one being written
-        folder = RunFolder.numbered(place) if options.run is None else RunFolder(place)
+        folder = RunFolder.new(place, chosen=options.run is not None)
         plan = plan._replace(options=dataclasses.replace(plan.options, run=folder.path))
         try:
             write_text(folder.file("config.yaml"), to_yaml(plan.options))

@@ -236,7 +236,7 @@ class TaskEnvironment:
         return finite & (factors > 0).all() & carries & (task.values["horizon"] >= self.dt)
 
     def scene(self) -> Scene | None:
-        """What a viewer draws, the body's own scene; goals are not in it. ``None`` if the body has none."""
+        """What a viewer draws, the body's own scene; ``mark_task`` adds goals. ``None`` if the body has none."""
         scene: Scene | None = getattr(self.body, "scene", lambda: None)()
         return scene
 
