@@ -171,7 +171,7 @@ def _prepare(options: ReasonOptions) -> _Prepared:
     split = None
     if options.domain == "lists":
         split = make_split(LARGEST_SPLIT, share=options.hold_out)
-    domain, policy, reasoner = make_parts(options, None if split is None else split.held_out)
+    domain, policy, reasoner = make_parts(options, split)
     if options.updates_per_call is None:
         options = dataclasses.replace(options, updates_per_call=_updates_per_call(options))
     state = jax.eval_shape(reasoner.init, jax.random.key(0))
@@ -318,7 +318,8 @@ class _ReasonJob:
 
     def progress(self, record: dict[str, Any]) -> str | None:
         """The solver's success."""
-        solved = ", ".join(f"{task} {record[f'train/{task}/solved']:.2f}" for task in self._tasks)
+        played = [task for task in self._tasks if f"train/{task}/solved" in record]
+        solved = ", ".join(f"{task} {record[f'train/{task}/solved']:.2f}" for task in played)
         return f"level {record['train/level']:.0f}, solved {solved}"
 
     def line(self, record: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import yaml
 
 from azjax.algorithms import ALGORITHMS, make_learner
@@ -19,6 +18,7 @@ from azjax.reasoning.language import MAX_LINES
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy, policy_of_size
 from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, make_reasoner
+from azjax.reasoning.splits import LARGEST_SPLIT, Split
 from azjax.runs.options import AlgorithmName
 from azjax.runs.plain import from_plain
 from azjax.runs.reading import parse_yaml, read_limited
@@ -133,6 +133,9 @@ class ReasonOptions(DomainOptions):
     """Draw past triplets with a weight that grows from the oldest to the newest."""
     novelty: bool = True
     """Refuse constants, identities and programs that fail on most probes."""
+    draw_from: Literal["grammar", "meanings"] = "grammar"
+    """Where proposals that are drawn instead of written come from: the grammar, or a list with a program for every
+    meaning that may be trained on, which no learner from zero data has."""
     hold_out: float = 0.2
     """Share of the meanings of two- and three-line programs that may not be proposed and are tested."""
     evaluations: int = 8
@@ -201,7 +204,15 @@ class ReasonOptions(DomainOptions):
             self.reasoner.batch <= self.capacity,
             f"batch is {self.reasoner.batch}, but the memory holds {self.capacity}; raise capacity",
         )
-        make_parts(self, held_out=None)
+        require(
+            self.draw_from in ("grammar", "meanings"),
+            f"draw_from is {self.draw_from!r}; it must be one of grammar, meanings",
+        )
+        require(
+            self.draw_from == "grammar" or (self.domain == "lists" and self.max_lines <= LARGEST_SPLIT),
+            f"draw_from is 'meanings', which are known for list programs of up to {LARGEST_SPLIT} lines",
+        )
+        make_parts(self, None)
 
 
 def resolve(options: ReasonOptions) -> ReasonOptions:
@@ -211,12 +222,16 @@ def resolve(options: ReasonOptions) -> ReasonOptions:
 
 def fits(options: ReasonOptions) -> int:
     """How often the learner's ``fit`` is called in the run."""
-    tasks = len(options.make_domain().tasks) if options.reasoner.steps == "task" else 1
+    tasks = len(options.reasoner.played(options.make_domain().tasks)) if options.reasoner.steps == "task" else 1
     return options.updates * tasks
 
 
-def make_parts(options: ReasonOptions, held_out: np.ndarray | None) -> tuple[Domain, TokenPolicy, Reasoner]:
+def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, TokenPolicy, Reasoner]:
     """Domain, model and training program of a run; nothing is compiled.
+
+    Args:
+      options: of the run.
+      split: what is held out, and what else there is; ``None`` to find out only whether the parts fit together.
 
     Raises:
       ConfigError: if they don't fit together.
@@ -224,7 +239,8 @@ def make_parts(options: ReasonOptions, held_out: np.ndarray | None) -> tuple[Dom
     changes: dict[str, Any] = {"capacity": options.capacity}
     if options.domain == "lists":
         changes |= {
-            "held_out": held_out,
+            "held_out": None if split is None else split.held_out,
+            "pool": None if split is None or options.draw_from == "grammar" else split.pool(options.max_lines),
             "novelty": options.novelty,
             "recency": options.recency,
             "per_class": options.per_class or None,
