@@ -251,7 +251,6 @@ def reasoner_run(folder: Path, greedy: float, *, updates: int, executions: int, 
         {
             "env_steps": n,
             "train/deduction/written_level": 1 + n / 10,
-            "train/level": 2,
             "eval/induction/2 lines/greedy": 0,
         }
         for n in range(1, 11)
@@ -318,6 +317,8 @@ def test_the_study_of_the_reasoner_refuses_what_it_cannot_run(tmp_path: Path) ->
         args = reasoner.parse(["run", "--scale", "smoke", "--out", str(tmp_path), *arguments])
         with pytest.raises(ConfigError, match=message):
             reasoner.run_missing(args)
+    assert not list(tmp_path.iterdir())
+    reasoner.check_settings(args)
     with pytest.raises(ConfigError, match="choose another --out"):
         reasoner.check_settings(reasoner.parse(["run", "--scale", "cpu", "--out", str(tmp_path)]))
 
