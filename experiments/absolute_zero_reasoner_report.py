@@ -83,29 +83,35 @@ def curve(records: Sequence[dict[str, Any]], front: str, back: str) -> tuple[lis
     return [x for x, _ in found], [y for _, y in found]
 
 
+def quotient(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """The mean over written proposals that were accepted, where there were any: refused ones count 0 in both parts."""
+    both = [dict(zip(*curve(records, "train/", part), strict=True)) for part in (name, "/written_accepted")]
+    found = {updates: value / both[1][updates] for updates, value in both[0].items() if both[1].get(updates)}
+    return list(found), list(found.values())
+
+
 def growth_of(path: Path) -> tuple[float, float] | None:
     """Mean lines of accepted proposals that were written, in the first and in the last fifth; None without any."""
-    _, lines = curve(read_metrics(path), "train/", "/written_level")
-    lines = [x for x in lines if x > 0]
+    _, lines = quotient(read_metrics(path), "/written_level")
     part = -(-len(lines) // 5)
     return (float(np.mean(lines[:part])), float(np.mean(lines[-part:]))) if lines else None
 
 
-PANELS = {
-    **{f"{task}: right first answers": (f"eval/{task}/", "/greedy") for task in TASKS},
-    "lines of written proposals": ("train/", "/written_level"),
-    "lines allowed": ("train/level", ""),
-    "written proposals: attempts solved": ("train/", "/written_solved"),
+PANELS: dict[str, tuple[Any, ...]] = {
+    **{f"{task}: right first answers": (curve, f"eval/{task}/", "/greedy") for task in TASKS},
+    "lines of written proposals": (quotient, "/written_level"),
+    "lines allowed": (curve, "train/level", ""),
+    "written proposals: attempts solved": (quotient, "/written_solved"),
 }
-"""Title of a panel: the metrics whose mean it shows."""
+"""Title of a panel: what it shows."""
 
 
 def curves_of(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """By panel: share of the run's updates, and means over seeds."""
     records = [read_metrics(folder / str(seed) / "metrics.jsonl") for seed in seeds]
     found: dict[str, Any] = {}
-    for title, (front, back) in PANELS.items():
-        each = [curve(own, front, back) for own in records]
+    for title, (function, *names) in PANELS.items():
+        each = [function(own, *names) for own in records]
         if all(x for x, _ in each):
             points = np.linspace(0.0, 1.0, 1 + min(50, *(len(x) for x, _ in each)))[1:]
             values = [np.interp(points, np.array(x) / x[-1], y) for x, y in each]

@@ -250,11 +250,13 @@ def reasoner_run(folder: Path, greedy: float, *, updates: int, executions: int, 
     lines = [
         {
             "env_steps": n,
-            "train/deduction/written_level": 1 + n / 10,
+            "train/deduction/written_level": (1 + n / 10) / 4,
+            "train/deduction/written_accepted": 0.25,
             "eval/induction/2 lines/greedy": 0,
         }
         for n in range(1, 11)
     ]
+    lines.insert(5, {"env_steps": 5.5, "train/deduction/written_level": 0.0, "train/deduction/written_accepted": 0.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -371,15 +371,21 @@ class _Play(NamedTuple):
             "informative": (successes > 0) & (successes < self.config.attempts),
             "proposed_level": proposals.level,
         }
+        if number := self.config.batch - self.config.drawn:
+            # Of what the model wrote itself; what was refused counts 0, so quotients with the first are means over the
+            # others that no update without any distorts.
+            written = {
+                "written_accepted": proposals.accepted,
+                "written_level": jnp.where(proposals.accepted, proposals.level, 0),
+                "written_solved": successes / self.config.attempts,
+            }
+            everywhere |= {name: x[:number] for name, x in written.items()}
         info = {name: x.mean(dtype=jnp.float32) for name, x in everywhere.items()}
         if axis_name is not None:
             info = jax.lax.pmean(info, axis_name)
-        written = proposals.accepted & (jnp.arange(self.config.batch) < self.config.batch - self.config.drawn)
-        where_written = {"written_level": proposals.level, "written_solved": where_accepted["attempts_solved"]}
         return info | {
-            name: masked_mean(x.astype(jnp.float32), where, axis_name)
-            for part, where in ((where_accepted, proposals.accepted), (where_written, written))
-            for name, x in part.items()
+            name: masked_mean(x.astype(jnp.float32), proposals.accepted, axis_name)
+            for name, x in where_accepted.items()
         }
 
     def propose(self, key: Key, state: ReasonerState, tasks: Sequence[int]) -> list[tuple[Proposals, _Written | None]]:
