@@ -59,7 +59,7 @@ def search_inputs(key: Key, items: Triplet, *, number: int) -> Candidates:
 
     Args:
       key: consumed.
-      items: questions `[N]`.
+      items: questions `[N]`; the first example of each counts.
       number: inputs for each of them, static; a candidate costs an execution.
     """
 
@@ -68,7 +68,7 @@ def search_inputs(key: Key, items: Triplet, *, number: int) -> Candidates:
         output, valid = execute(
             jax.tree.map(lambda x: x[:, None], program), random_inputs(key, program.signature, number)
         )
-        return valid & equal(output, as_int32(items.outputs))
+        return valid & equal(output, jax.tree.map(lambda x: x[:, :1], as_int32(items.outputs)))
 
     hits = np.asarray(jax.jit(found)(key))
     return Candidates(hits, hits)
