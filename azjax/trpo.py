@@ -62,7 +62,7 @@ class TRPOConfig(OnPolicyConfig):
     cg_tolerance: float = traced(1e-5)
     """Residual, relative to the gradient, at which conjugate gradients stop."""
     accept_ratio: float = traced(0.1)
-    """Part of the expected improvement that a step must bring to be accepted."""
+    """Part of the expected improvement that a step of the policy must bring to be accepted."""
     backtrack_factor: float = traced(0.8)
     """Factor by which a step that is not accepted is shortened."""
     learning_rate: float = traced(1e-3)
@@ -322,7 +322,8 @@ def trpo(config: TRPOConfig | None = None, *, network: Network | None = None, ax
                 batch.mask,
                 bound=hp.max_value_change,
                 damping=hp.value_damping,
-                search=_search(hp),
+                # Of a full Gauss-Newton step just half of the first order is gained: the policy's ratio is not for it.
+                search=_search(hp)._replace(accept_ratio=Search().accept_ratio),
                 axis_name=axis_name,
             )
             return _with_network(state, rebuild(phi)), info

@@ -119,6 +119,21 @@ def scaling() -> list[Case]:
     return cases
 
 
+def devices() -> list[Case]:
+    """Strong scaling (the same lanes, or members, on more devices) and weak (as many on each) over a host's devices."""
+    cases = []
+    for env, algorithm in (("ant", "ppo"), ("ant", "trpo"), ("humanoid", "ppo")):
+        for lanes, count, label in ((512, 1, "alone"), (512, 2, "strong"), (1024, 2, "weak")):
+            options = {"env": env, "algorithm": algorithm, "lanes": lanes, "devices": count, "minibatches": 8}
+            cases.append(Case(f"{algorithm} on {env}, {lanes} lanes on {count} ({label})", "training", options))
+    small = {"env": "ant", "lanes": 64, "rollout_length": 32, "epochs": 4, "minibatches": 4}
+    small |= {"policy_hidden": [32, 32], "value_hidden": [32, 32]}
+    for members, count, label in ((4, 1, "alone"), (4, 2, "strong"), (8, 2, "weak")):
+        options = small | {"members": members, "devices": count, "columns": 1}
+        cases.append(Case(f"{members} members on {count} ({label})", "population", options))
+    return cases
+
+
 def gpu() -> list[Case]:
     """One accelerator, within 8 minutes: both vectorisations, the training program at growing numbers of lanes, GAE."""
     cases = []
@@ -258,6 +273,7 @@ SUITES: dict[str, Callable[[], list[Case]]] = {
     "gae": gae,
     "gpu": gpu,
     "scaling": scaling,
+    "devices": devices,
     "peers": peers,
     "startup": startup,
     "trpo": trpo,

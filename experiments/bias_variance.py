@@ -129,12 +129,13 @@ class Subject(NamedTuple):
 def prepare(settings: Settings) -> Subject:
     """A policy half as good as it may be, and for every gamma a value function that has not caught up with it."""
     task = dataclasses.replace(paper_trpo.default_task("cartpole"), rollout_length=settings.horizon)
-    init, step = paper_trpo.make_iteration(task, with_value=True)
-    step = jax.jit(step)
-    state = init(settings.seed, jnp.float32(GAMMA), jnp.float32(0.96))
+    trainer = paper_trpo.make_iteration(task, with_value=True)
+    step = jax.jit(trainer.step)
+    state = paper_trpo.start(trainer, settings.seed, GAMMA, 0.96)
     goal, updates = 10.0 * settings.horizon * settings.trained_to, 0
     while True:
-        after, info = step(state)
+        after, metrics = step(state)
+        info = metrics.learner
         if float(info["trajectory_return"]) >= goal:
             break
         state, updates = after, updates + 1
@@ -143,7 +144,7 @@ def prepare(settings: Settings) -> Subject:
     print(f"policy: {updates} updates, return {facts['return']:.0f}, length {facts['length']:.0f}", flush=True)
     learner = paper_trpo.paper_learner(task, with_value=True)
     network = azjax.on_policy.default_network(task.config())
-    values, errors = zip(*(half_fitted(step, init, state, gamma, settings) for gamma in GAMMAS), strict=True)
+    values, errors = zip(*(half_fitted(step, trainer, state, gamma, settings) for gamma in GAMMAS), strict=True)
     facts["value_rmse_before_last_step"] = {f"{gamma:g}": round(x, 2) for gamma, x in zip(GAMMAS, errors, strict=True)}
     return Subject(
         env=task.make_env(),
@@ -156,9 +157,9 @@ def prepare(settings: Settings) -> Subject:
     )
 
 
-def half_fitted(step: Any, init: Any, state: Any, gamma: float, settings: Settings) -> tuple[Any, float]:
+def half_fitted(step: Any, trainer: azjax.Trainer, state: Any, gamma: float, settings: Settings) -> tuple[Any, float]:
     """A value function of the discounted returns, and its error: as in training, with the policy held where it is."""
-    untrained = init(settings.seed + 1, jnp.float32(gamma), jnp.float32(1.0))
+    untrained = paper_trpo.start(trainer, settings.seed + 1, gamma, 1.0)
     network, spec = azjax.on_policy.default_network(state.learner.hyperparameters), untrained.lanes.env.observation
     parts = separate(network, state.learner.params.network, jax.ShapeDtypeStruct(spec.shape[::-1], spec.dtype))
     theta, _ = as_vector(state.learner.params.network, parts.policy)
@@ -168,11 +169,12 @@ def half_fitted(step: Any, init: Any, state: Any, gamma: float, settings: Settin
         params = dataclasses.replace(state.learner.params, network=rebuild(theta))
         return dataclasses.replace(learner_state, params=params)
 
-    current, info = dataclasses.replace(untrained, learner=with_policy(untrained.learner)), {}
+    current, loss = dataclasses.replace(untrained, learner=with_policy(untrained.learner)), 0.0
     for _ in range(settings.value_iterations):
-        current, info = step(current)
+        current, metrics = step(current)
+        loss = float(metrics.learner["value_loss"])
         current = dataclasses.replace(current, learner=with_policy(current.learner))
-    return current.learner.params.network, float(np.sqrt(2.0 * info["value_loss"]))
+    return current.learner.params.network, float(np.sqrt(2.0 * loss))
 
 
 # ---- episodes

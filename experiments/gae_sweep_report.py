@@ -47,7 +47,7 @@ class Study:
 
 
 Curves = dict[Setting, np.ndarray]  # [seeds, iterations + 1] returns of the trajectories before each update
-Scores = Mapping[Any, np.ndarray]  # [seeds] by what is compared
+Scores = Mapping[Any, np.ndarray]  # [seeds] by what is compared; [rows, seeds] where it has the best of some rows
 
 
 def write(folder: Path, task: Any, study: Study, members: Mapping[tuple[Setting, int], dict[str, Any]]) -> None:
@@ -90,7 +90,10 @@ def results(
             }
             for setting, curve in curves.items()
         ],
-        "grid": [setting._asdict() | {"mean_return": rounded(score.mean())} for setting, score in grid.items()],
+        "grid": [
+            setting._asdict() | {"mean_return": rounded(score.mean()), "return_by_seed": rounded(score)}
+            for setting, score in grid.items()
+        ],
         "devices": machine.describe_devices(),
         "versions": machine.versions(),
     }
@@ -109,29 +112,51 @@ def speed(curve: np.ndarray) -> np.ndarray:
 
 
 def judge(curves: Curves, grid: Scores, grid_iterations: int) -> list[dict[str, Any]]:
-    """Whether an intermediate lambda, and an intermediate gamma, beat the ends of the range."""
-    gammas = [setting.gamma for setting in curves]
-    gamma = max(sorted(set(gammas)), key=gammas.count)
-    by_lambda = {s.lam: curve for s, curve in curves.items() if s.gamma == gamma and s.lam is not None}
+    """Whether an intermediate lambda, and an intermediate gamma, beat the ends of the range.
+
+    Lambda is compared at the gamma that most curves have, gamma at the lambda that most have; and, where there is a
+    grid, every gamma with the lambda that suits it best.
+    """
+    gamma = commonest([s.gamma for s in curves])
+    lam = commonest([s.lam for s in curves if s.lam is not None and s.gamma != gamma])
     without = {s.gamma: curve for s, curve in curves.items() if s.lam is None}
+    by_lambda = {s.lam: curve for s, curve in curves.items() if s.gamma == gamma and s.lam is not None}
+    by_gamma = {s.gamma: curve for s, curve in curves.items() if lam is not None and s.lam == lam}
     verdicts = []
     for name, score in (
         (f"return after {grid_iterations} iterations", lambda curve: curve[:, grid_iterations]),
+        ("return after the last iteration", lambda curve: curve[:, -1]),
         ("mean return over all iterations", speed),
     ):
-        scores = {lam: score(curve) for lam, curve in by_lambda.items()}
         others = {"no value function": score(without[gamma])} if gamma in without else {}
+        scores = {value: score(curve) for value, curve in by_lambda.items()}
         verdicts.append(compare(f"lambda at gamma {gamma:g}", name, scores, others))
+        if len(by_gamma) > 1:
+            scores = {value: score(curve) for value, curve in by_gamma.items()}
+            verdicts.append(compare(f"gamma at lambda {lam:g}", name, scores, {}))
     if grid:
-        best = {g: best_of({s: v for s, v in grid.items() if s.gamma == g}) for g in sorted({s.gamma for s in grid})}
+        gammas, lams = sorted({s.gamma for s in grid}), list(dict.fromkeys(s.lam for s in grid))
+        table = {g: np.stack([grid[Setting(g, value)] for value in lams]) for g in gammas}
         name = f"return after {grid_iterations} iterations, with each gamma's best lambda"
-        verdicts.append(compare("gamma", name, {g: grid[s] for g, s in best.items()}, {}))
-        verdicts[-1]["best_lambda_of_gamma"] = {f"{g:g}": s.lam for g, s in best.items()}
+        verdicts.append(compare("gamma", name, table, {}))
+        verdicts[-1]["best_lambda_of_gamma"] = {
+            f"{g:g}": lams[int(own.mean(axis=1).argmax())] for g, own in table.items()
+        }
     return verdicts
 
 
+def commonest(values: Sequence[Any]) -> Any:
+    """The value that is there most often, the largest of several; ``None`` if there are none."""
+    return max(sorted(set(values)), key=values.count, default=None)
+
+
 def best_of(scores: Scores) -> Any:
-    return max(scores, key=lambda key: scores[key].mean())
+    return max(scores, key=lambda key: best_mean(scores[key]))
+
+
+def best_mean(score: np.ndarray) -> float:
+    """The mean over seeds, of the best row if there are several."""
+    return float(np.atleast_2d(score).mean(axis=1).max())
 
 
 def compare(parameter: str, score: str, values: Scores, others: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -144,8 +169,8 @@ def compare(parameter: str, score: str, values: Scores, others: Mapping[str, np.
         "parameter": parameter,
         "score": score,
         "best": best,
-        "mean_return": {f"{value:g}": rounded(x.mean()) for value, x in values.items()}
-        | {name: rounded(x.mean()) for name, x in others.items()},
+        "mean_return": {f"{value:g}": rounded(best_mean(x)) for value, x in values.items()}
+        | {name: rounded(best_mean(x)) for name, x in others.items()},
         "share_of_resamples_in_which_best": shares(values),
     }
     if inner and low < high:
@@ -177,26 +202,30 @@ def resampled(seeds: int) -> np.ndarray:
 
 def shares(scores: Scores) -> dict[str, float]:
     """In which share of the resamples of seeds each value has the highest mean."""
-    names, values = list(scores), np.stack(list(scores.values()))
-    winners = values[:, resampled(values.shape[1])].mean(axis=-1).argmax(axis=0)
+    names = list(scores)
+    rows = [np.atleast_2d(x) for x in scores.values()]
+    picks = resampled(rows[0].shape[1])
+    winners = np.stack([x[:, picks].mean(axis=-1).max(axis=0) for x in rows]).argmax(axis=0)
     return {f"{name:g}": float(np.mean(winners == n)) for n, name in enumerate(names)}
 
 
 def out_of_bag(candidates: Scores, reference: np.ndarray) -> tuple[float, float, float] | None:
     """The best candidate's mean advantage over a reference, and its 95 % interval.
 
-    The candidate is chosen on each resample of the seeds and judged on the seeds outside of it: choosing the best of
-    many and judging it on the same seeds would favour it. ``None`` with fewer than four seeds.
+    The candidate, and the row of candidate and reference if they have several, is chosen on each resample of the seeds
+    and judged on the seeds outside of it: choosing the best of many and judging it on the same seeds would favour it.
+    ``None`` with fewer than four seeds.
     """
-    values, seeds = np.stack(list(candidates.values())), len(reference)
+    values, others = np.vstack(list(candidates.values())), np.atleast_2d(reference)
+    seeds = values.shape[1]
     if seeds < 4:
         return None
     differences = []
     for pick in resampled(seeds):
         outside = np.setdiff1d(np.arange(seeds), pick)
         if outside.size:
-            chosen = values[:, pick].mean(axis=1).argmax()
-            differences.append(np.mean(values[chosen, outside] - reference[outside]))
+            chosen, other = (x[x[:, pick].mean(axis=1).argmax(), outside] for x in (values, others))
+            differences.append(np.mean(chosen - other))
     low, high = np.percentile(differences, [2.5, 97.5])
     return tuple(float(round(x, 1)) for x in (np.mean(differences), low, high))
 

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 import azjax
+from azjax.population import make_population_mesh, with_hyperparameters
 from azjax.trajectories import elapsed_steps, first_episode, time_dependent_baseline
-from azjax.xla import compiler_options
 
-AXIS = "members"
+AXIS = "lanes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +59,9 @@ def default_task(name: str) -> Task:
     if name in ("cartpole", "azjax:cartpole"):
         return Task("azjax:cartpole", 20, 1000, True, (), (20,))
     # The paper's batches on the biped are 50,000 steps; on the quadruped 200,000, which is four times too long here.
+    # A rollout is as long as an episode can be, so that batches of fresh episodes have late steps, too.
     env = f"azjax:{name}" if name in ("biped", "quadruped") else name
-    return Task(env, 50, 1000, False, (100, 50, 25), (100, 50, 25))
+    return Task(env, 25, 2000, False, (100, 50, 25), (100, 50, 25))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PolicyAlone:
         return self.network.apply(params, observation)[0], None
 
 
-def paper_learner(task: Task, *, with_value: bool) -> azjax.Learner:
+def paper_learner(task: Task, *, with_value: bool, axis_name: str | None = None) -> azjax.Learner:
     """TRPO as the paper runs it; its diagnostics also have ``trajectory_return`` and ``trajectory_length``.
 
     - Values are fitted to discounted Monte Carlo returns, whatever lambda (section 6.1 and footnote 2).
@@ -89,7 +89,7 @@ def paper_learner(task: Task, *, with_value: bool) -> azjax.Learner:
     """
     config = task.config()
     network = azjax.on_policy.default_network(config)
-    learner = azjax.trpo(config, network=network if with_value else PolicyAlone(network))
+    learner = azjax.trpo(config, network=network if with_value else PolicyAlone(network), axis_name=axis_name)
 
     def monte_carlo(state: Any) -> Any:
         values = state.hyperparameters
@@ -118,6 +118,13 @@ def paper_learner(task: Task, *, with_value: bool) -> azjax.Learner:
     return learner._replace(estimate=estimate, fit=fit)  # type: ignore[arg-type]
 
 
+def start(trainer: azjax.Trainer, seed: Any, gamma: Any, lam: Any) -> Any:
+    """A member's first state."""
+    state = trainer.init(jax.random.key(seed))
+    values = dataclasses.replace(state.learner.hyperparameters, gamma=jnp.float32(gamma), lam=jnp.float32(lam))
+    return with_hyperparameters(state, values)
+
+
 class Members(NamedTuple):
     """Compiled programs of many members at once; every leaf has the member as its first axis."""
 
@@ -125,34 +132,35 @@ class Members(NamedTuple):
     step: Callable[..., Any]  # states -> (states, diagnostics)
 
 
-def make_iteration(task: Task, *, with_value: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Pure ``init(seed, gamma, lam)`` and ``step(state)`` of one member."""
-    learner = paper_learner(task, with_value=with_value)
-    trainer = azjax.make_trainer(task.make_env(), learner, lanes=task.lanes, rollout_length=task.rollout_length)
-
-    def init(seed: Any, gamma: Any, lam: Any) -> Any:
-        state = trainer.init(jax.random.key(seed))
-        hyperparameters = dataclasses.replace(state.learner.hyperparameters, gamma=gamma, lam=lam)
-        return dataclasses.replace(state, learner=dataclasses.replace(state.learner, hyperparameters=hyperparameters))
+def make_iteration(task: Task, *, with_value: bool, axis_name: str | None = None) -> azjax.Trainer:
+    """The training program of one member: an update from fresh episodes; ``axis_name`` as of the trainer."""
+    learner = paper_learner(task, with_value=with_value, axis_name=axis_name)
+    trainer = azjax.make_trainer(
+        task.make_env(), learner, lanes=task.lanes, rollout_length=task.rollout_length, axis_name=axis_name
+    )
 
     def step(state: Any) -> Any:
         # Every batch consists of new trajectories, as the paper's do: no episode goes on from the last batch.
         key, key_lanes = jax.random.split(state.key)
-        fresh = trainer.init(key_lanes).lanes
-        state, metrics = trainer.step(dataclasses.replace(state, key=key, lanes=fresh))
-        return state, metrics.learner | {"nonfinite_lanes": metrics.nonfinite_lanes}
+        return trainer.step(dataclasses.replace(state, key=key, lanes=trainer.init(key_lanes).lanes))
 
-    return init, step
+    return trainer._replace(step=step)
 
 
-def compile_members(task: Task, *, with_value: bool) -> Members:
-    """All members of a call in one program, divided among the devices; their number must be divisible by those."""
-    init, step = make_iteration(task, with_value=with_value)
-    mesh = jax.make_mesh((len(jax.devices()),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-    divided = PartitionSpec(AXIS)
-    options = compiler_options(jax.default_backend())
-    many = jax.shard_map(jax.vmap(step), mesh=mesh, in_specs=divided, out_specs=divided, check_vma=False)
-    return Members(
-        init=jax.jit(jax.vmap(init), out_shardings=NamedSharding(mesh, divided)),
-        step=jax.jit(many, donate_argnums=0, compiler_options=options),
-    )
+def compile_members(task: Task, members: int, *, with_value: bool) -> Members:
+    """A population of so many members, divided among the devices; their number must be divisible by those."""
+    population = azjax.make_population(make_iteration(task, with_value=with_value, axis_name=AXIS))
+    mesh = make_population_mesh((len(jax.devices()), 1), AXIS)
+    program = azjax.compile_population(population, members, mesh)
+
+    def init(seeds: Any, gammas: Any, lams: Any) -> Any:
+        config = task.config()
+        configs = [dataclasses.replace(config, gamma=g, lam=lam) for g, lam in zip(gammas, lams, strict=True)]
+        return program.init(jax.vmap(jax.random.key)(seeds), azjax.stack_hyperparameters(configs))
+
+    def step(state: Any) -> Any:
+        state, metrics = program.step(state)
+        of_members = jax.tree.map(lambda x: x[0], metrics.members)  # of the call's only update
+        return state, of_members.learner | {"nonfinite_lanes": of_members.nonfinite_lanes}
+
+    return Members(init, step)

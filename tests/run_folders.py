@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 
 from azjax.envs.scene import Geom, Scene
-from azjax.runs.options import preset_options, resolve, to_plain
+from azjax.runs.options import preset_options, resolve
 from azjax.runs.replay import write_replay
+from azjax.runs.run_options import to_plain
 
 VERSIONS = {"python": "3.11.7", "azjax": "0.1.0", "jax": "0.10.1"}
 DEVICES = {"platform": "cpu", "kind": "cpu", "count": 2, "cpu": "Some CPU", "cores": 2, "used": 2}

@@ -26,6 +26,8 @@ import yaml
 
 import azjax
 from azjax.cli import main
+from azjax.cli import selfplay as selfplay_command
+from azjax.cli import train as training_command
 from azjax.cli.compare import CompareOptions
 from azjax.cli.doctor import DoctorOptions
 from azjax.cli.envs import EnvsOptions
@@ -35,14 +37,14 @@ from azjax.cli.main import COMMANDS
 from azjax.cli.parsing import flags_of
 from azjax.cli.report import ReportOptions
 from azjax.cli.resume import ResumeOptions
-from azjax.cli.selfplay import PPOSelfPlayOptions, TRPOSelfPlayOptions
-from azjax.cli.train import PPOTrainOptions, TRPOTrainOptions, read_options
+from azjax.cli.train import read_options
 from azjax.envs import SUPPORTED
 from azjax.runs import machine
 from azjax.runs.folder import read_metrics
-from azjax.runs.options import TrainOptions, preset_options, resolve, to_plain
+from azjax.runs.options import TrainOptions, preset_options, resolve
 from azjax.runs.policy import load_policy
 from azjax.runs.render import RenderOptions
+from azjax.runs.run_options import to_plain
 from azjax.runs.train import EVALUATION_SEED
 
 train_module = sys.modules["azjax.runs.train"]
@@ -56,10 +58,10 @@ FILES = [
     "summary.json", "tensorboard",
 ]  # fmt: skip
 OPTIONS: dict[str, type] = {
-    "train": PPOTrainOptions,
-    "train --algorithm trpo": TRPOTrainOptions,
-    "selfplay": PPOSelfPlayOptions,
-    "selfplay --algorithm trpo": TRPOSelfPlayOptions,
+    "train": training_command.FLAGS["ppo"],
+    "train --algorithm trpo": training_command.FLAGS["trpo"],
+    "selfplay": selfplay_command.FLAGS["ppo"],
+    "selfplay --algorithm trpo": selfplay_command.FLAGS["trpo"],
     "resume": ResumeOptions,
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
@@ -485,6 +487,8 @@ def helps(cls: type) -> Iterator[tuple[str, str]]:
     """Each option of a dataclass with its docstring, those of nested dataclasses included."""
     documented: dict[str, str] = {}
     for base in (c for c in reversed(cls.__mro__) if dataclasses.is_dataclass(c)):
+        if base.__name__ not in vars(sys.modules[base.__module__]):  # made by flags_by_algorithm: no source
+            continue
         (tree,) = ast.parse(inspect.cleandoc(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in zip(tree.body, tree.body[1:], strict=False):

@@ -20,7 +20,7 @@ from azjax.cli import reason
 from azjax.cli.main import BROKEN, COMMANDS, INTERRUPTED, WRONG_INPUT
 from azjax.cli.parsing import flags_of, parse
 from azjax.cli.sweep import read_sweep
-from azjax.cli.train import PPOTrainOptions, read_options
+from azjax.cli.train import FLAGS, read_options
 from azjax.cli.tune import read_search
 from azjax.envs.registry import backends_of
 from azjax.runs.options import TrainOptions, resolve
@@ -32,7 +32,7 @@ PAGES = sorted([README, *(ROOT / "docs").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OPTIONS = {name: options for name, options in test_cli.OPTIONS.items() if name != "train"}
 REASON = {
-    "train": reason.PPOReasonOptions,
+    "train": reason.FLAGS["ppo"],
     "evaluate": reason.EvaluateOptions,
     "solve": reason.SolveOptions,
     "propose": reason.ProposeOptions,
@@ -171,9 +171,7 @@ def test_the_commands_in_the_docs_are_valid(page: Path, words: list[str]) -> Non
 
 @name_of
 def test_the_flags_in_the_docs_exist(page: Path) -> None:
-    known = {"--help", "--version", "--samples", "--axes", "--halvings", "--trials", "--batch"} | flags_of(
-        PPOTrainOptions
-    )
+    known = {"--help", "--version", "--samples", "--axes", "--halvings", "--trials", "--batch"} | flags_of(FLAGS["ppo"])
     for options in (*OPTIONS.values(), *REASON.values()):
         known |= flags_of(options)
     text = page.read_text()

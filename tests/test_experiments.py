@@ -24,6 +24,7 @@ import bias_variance  # noqa: E402
 import bias_variance_report as bias  # noqa: E402
 import gae_lambda_sweep  # noqa: E402
 import gae_sweep_report as sweep  # noqa: E402
+import paper_trpo  # noqa: E402
 from gae_lambda_sweep import DIAGNOSTICS  # noqa: E402
 
 
@@ -105,6 +106,39 @@ def test_the_verdict_says_what_was_put_in() -> None:
     same = {sweep.Setting(0.99, lam): rng.normal(size=(21, 5)) for lam in np.linspace(0, 1, 11)}
     for verdict in sweep.judge(same, {}, 3):
         assert "does not clearly beat both ends" in verdict["text"]
+
+
+def test_the_verdict_on_gamma_is_at_the_lambda_that_most_gammas_have() -> None:
+    level = {(0.995, 0.9): 1.0, (0.995, 0.96): 5.0, (0.995, 1.0): 2.0, (0.96, 0.96): 3.0, (1.0, 0.96): 4.0}
+    curves = {sweep.Setting(*pair): np.full((4, 5), value) for pair, value in level.items()}
+    of_lambda, of_gamma = sweep.judge(curves, {}, 3)[:2]
+    assert of_lambda["parameter"] == "lambda at gamma 0.995"
+    assert of_gamma["parameter"] == "gamma at lambda 0.96"
+    assert of_gamma["best"] == of_gamma["best_intermediate"] == 0.995
+    assert of_gamma["advantage_over"] == {"0.96": (2.0, 2.0, 2.0), "1": (1.0, 1.0, 1.0)}
+
+
+def test_a_grid_compares_gammas_with_the_lambda_that_suits_each(tmp_path: Path) -> None:
+    grid = {
+        sweep.Setting(gamma, lam): {**FINISHED, "trajectory_return": [0.0, 0.0, 0.0, 10 * gamma + (lam == best)]}
+        for gamma, best in ((0.9, 0.5), (0.95, 1.0), (1.0, 0.5))
+        for lam in (0.5, 1.0)
+    }
+    settings = tuple(grid)
+    study = sweep.Study(settings[:1], 3, settings[1:], 3, seeds=4, at_once=2)
+    sweep.write(tmp_path, paper_trpo.default_task("cartpole"), study, {(s, n): grid[s] for s in grid for n in range(4)})
+    verdict = json.loads((tmp_path / "results.json").read_text())["verdicts"][-1]
+    assert verdict["mean_return"] == {"0.9": 10.0, "0.95": 10.5, "1": 11.0}
+    assert verdict["best_lambda_of_gamma"] == {"0.9": 0.5, "0.95": 1.0, "1": 0.5}
+    assert verdict["advantage_over"]["1"] == [-0.5, -0.5, -0.5]
+    assert (tmp_path / "heat_map.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 0.95 | 10 | 10 |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_batch_of_the_biped_has_steps_as_late_as_an_episode_can_have() -> None:
+    task = paper_trpo.default_task("biped")
+    assert task.rollout_length == task.make_env().episode_length
+    assert task.lanes * task.rollout_length == 50_000
 
 
 # ---- bias and variance

@@ -150,11 +150,13 @@ def test_starts_are_uniform_around_the_reference(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "height", "torque_cost", "alive"), [("biped", 3.0, 1e-5, 0.2), ("quadruped", 3.0, 1e-6, 0.05)]
+    ("name", "backend", "torque_cost", "alive"),
+    [("biped", "spring", 1e-5, 0.2), ("quadruped", "spring", 1e-6, 0.05), ("quadruped", "mjx", 1e-6, 0.05)],
 )
-def test_rewards_of_a_walker_in_the_air_by_hand(name: str, height: float, torque_cost: float, alive: float) -> None:
+def test_rewards_of_a_walker_in_the_air_by_hand(name: str, backend: str, torque_cost: float, alive: float) -> None:
     """Flying forward at 2 m/s, one motor at half its strength, another asked for twice its strength; no contact."""
-    env, start, step = compiled(name)
+    env, start, step = compiled(name, backend)
+    height = 3.0
     state = start(env._reference.at[2].set(height), jnp.zeros(env.sys.qd_size()).at[0].set(2.0))
     after = step(state, jnp.zeros(env.action_size).at[1].set(0.5).at[2].set(-2.0))
     gear = GEARS[name]

@@ -10,7 +10,8 @@ import yaml
 
 from azjax.config import ConfigError
 from azjax.ppo import PPOConfig
-from azjax.runs.options import TrainOptions, parse_options, preset_options, read_options, resolve, to_plain, to_yaml
+from azjax.runs.options import TrainOptions, preset_options, resolve
+from azjax.runs.run_options import parse_options, read_options, to_plain, to_yaml
 from azjax.trpo import TRPOConfig
 
 

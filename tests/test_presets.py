@@ -14,14 +14,8 @@ from azjax.algorithms import ALGORITHMS
 from azjax.config import ConfigError
 from azjax.envs import SUPPORTED
 from azjax.envs.registry import backends_of
-from azjax.runs.options import (
-    TrainOptions,
-    load_preset,
-    preset_options,
-    resolve,
-    to_plain,
-    with_changes,
-)
+from azjax.runs.options import TrainOptions, load_preset, preset_options, resolve
+from azjax.runs.run_options import AlgorithmName, to_plain, with_changes
 
 TASKS = ("inverted_pendulum", "reacher", "hopper", "walker2d", "halfcheetah", "ant")
 
@@ -84,9 +78,10 @@ def test_a_preset_runs_on_one_device_and_on_two(
         assert getattr(holder, field) == (tuple(value) if isinstance(value, list) else value)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("task", TASKS)
-def test_the_tasks_of_the_results_have_a_preset(task: str) -> None:
-    assert load_preset(task)
+def test_the_tasks_of_the_results_have_a_preset(task: str, algorithm: AlgorithmName) -> None:
+    assert load_preset(task, algorithm=algorithm)
 
 
 def test_the_default_task_has_a_preset() -> None:

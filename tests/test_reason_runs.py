@@ -15,8 +15,10 @@ from azjax.ppo import PPOConfig
 from azjax.reasoning.reasoner import ReasonerConfig
 from azjax.reasoning.text import format_value
 from azjax.runs.reason_model import load_model, save_model
-from azjax.runs.reason_options import DomainOptions, ReasonOptions, differing, parse_options, resolve, to_yaml
+from azjax.runs.reason_options import DomainOptions, ReasonOptions, resolve
 from azjax.runs.reason_use import propose, read_task, solve
+from azjax.runs.resume import differing_options
+from azjax.runs.run_options import parse_options, to_yaml
 from azjax.trpo import TRPOConfig
 
 SMALL = [
@@ -194,12 +196,12 @@ def test_proposals_are_verified_and_come_with_their_outputs(saved):
 
 def test_options_survive_a_file_and_changes_are_told(tmp_path):
     options = ReasonOptions(algorithm="trpo", learner=TRPOConfig(normalize_observations=False), run=tmp_path)
-    assert parse_options(to_yaml(options).encode(), tmp_path) == options
+    assert parse_options(to_yaml(options).encode(), tmp_path, ReasonOptions) == options
     other = ReasonOptions(seed=3, updates=7)
-    assert differing(ReasonOptions(), other) == ["seed 0 -> 3"]
-    assert differing(ReasonOptions(), options)[0] == "algorithm ppo -> trpo"
-    with pytest.raises(ConfigError, match="no run of the reasoner"):
-        parse_options(b"schema: 1\nenv: ant\n", tmp_path)
+    assert differing_options(ReasonOptions(), other) == ["seed 0 -> 3"]
+    assert differing_options(ReasonOptions(), options)[0] == "algorithm ppo -> trpo"
+    with pytest.raises(ConfigError, match="its kind is 'train', not 'reason'"):
+        parse_options(b"schema: 1\nenv: ant\n", tmp_path, ReasonOptions)
 
 
 def test_a_schedule_falls_over_all_steps_of_the_run():

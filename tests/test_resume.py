@@ -6,18 +6,22 @@ import contextlib
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import pytest
 
 from azjax.config import ConfigError
 from azjax.ppo import PPOConfig
 from azjax.runs import machine, resume
-from azjax.runs.checkpoints import Restored
+from azjax.runs.checkpoints import Checkpoints, Restored
 from azjax.runs.conduct import retire_summary
 from azjax.runs.folder import MetricsFile, RunFolder, write_text
 from azjax.runs.loop import Position
-from azjax.runs.options import TrainOptions, resolve, to_yaml
+from azjax.runs.options import TrainOptions, resolve
+from azjax.runs.run_options import to_yaml
+from azjax.runs.starting import Kind
+from azjax.trpo import TRPOConfig
 
 module = sys.modules["azjax.runs.resume"]  # the package's attribute of that name is the function
 
@@ -104,7 +108,7 @@ def test_an_edited_configuration_is_named(tmp_path: Path) -> None:
         goes_on(tmp_path, edited, found)
     with pytest.raises(ConfigError, match="updates_per_call=5 does not divide the 12 updates that are left"):
         goes_on(tmp_path, dataclasses.replace(then, updates_per_call=5), found)
-    with pytest.raises(ConfigError, match="has trained 12288 already"):
+    with pytest.raises(ConfigError, match="has trained 12,288 already"):
         goes_on(tmp_path, then, found, update=24)
 
 
@@ -148,3 +152,41 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="not a run folder"):
         resume(tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
+
+
+class Prepared(NamedTuple):
+    """What a kind prepares."""
+
+    options: TrainOptions
+    state: Any
+
+
+def test_the_checkpoint_that_is_gone_on_from_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation that is owed saves the restored state again, over the only copy there is."""
+    options, state = options_of(run=tmp_path), {"x": jnp.arange(3.0)}
+    write_text(tmp_path / "config.yaml", to_yaml(options))
+    record = {"env_steps": 4096, "position": {"update": 8}, "config": to_yaml(options), "versions": machine.versions()}
+    with Checkpoints(tmp_path / "checkpoints", 2, pytest.fail) as store:
+        store.save(8, state, {**record, "evaluation_return": None}, lambda: None)
+
+    def carry_out(kind: Kind, plan: Prepared, folder: RunFolder, found: Restored, *rest: Any) -> Any:
+        _, checkpoints, _ = rest
+        with checkpoints:
+            checkpoints.save(8, found.state, {**record, "evaluation_return": 1.0}, lambda: None)
+        return checkpoints.updates()
+
+    monkeypatch.setattr(module, "carry_out", carry_out)
+    monkeypatch.setattr(Checkpoints, "_write", lambda *args: pytest.fail("the arrays were written again"))
+    nothing: Any = None
+    kind = Kind(TrainOptions, resolve, lambda own, _: Prepared(own, state), *[nothing] * 5)
+    assert module.resume_as(kind, tmp_path, steps=None, devices=2, quiet=True) == [8]
+
+
+def test_a_configuration_of_before_there_were_devices_is_no_difference() -> None:
+    before = dataclasses.replace(options_of(run=Path("runs/x")), devices=None)
+    assert len(module.what_differs(before, dataclasses.replace(before, devices=1), restored())) == 1
+
+
+def test_another_algorithm_is_a_difference() -> None:
+    changes = module.differing_options(options_of(), TrainOptions(algorithm="trpo", learner=TRPOConfig()))
+    assert "algorithm ppo -> trpo" in changes

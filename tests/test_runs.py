@@ -38,9 +38,10 @@ from azjax.runs import load_policy, machine, programs, save_policy
 from azjax.runs import train as train_function
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import MetricsFile, RunFolder, check_output, read_metrics, replacing, write_json, write_text
-from azjax.runs.options import TrainOptions, resolve, to_plain
+from azjax.runs.options import TrainOptions, resolve
 from azjax.runs.plots import plot_curves, series
 from azjax.runs.policy import named_arrays, params_sha256
+from azjax.runs.run_options import to_plain
 
 train_module = sys.modules["azjax.runs.train"]  # the package's attribute of that name is the function
 replay_module = sys.modules["azjax.runs.replay"]

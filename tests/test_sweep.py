@@ -21,10 +21,11 @@ from azjax.cli import main
 from azjax.cli.sweep import read_sweep
 from azjax.config import ConfigError
 from azjax.runs import load_policy
-from azjax.runs.options import TrainOptions, preset_options, read_options
+from azjax.runs.options import TrainOptions, preset_options
 from azjax.runs.parts import rungs, survivors
 from azjax.runs.population import PopulationJob, best_evaluation, member_records
 from azjax.runs.results import find_runs
+from azjax.runs.run_options import read_options
 from azjax.runs.sweep import Choice, Group, Range, group_members, member_options, parts_of, read_axis, spread
 from azjax.runs.sweep_results import rank, to_csv
 from azjax.runs.sweeps import Sweep, from_text, to_text

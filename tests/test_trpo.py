@@ -555,10 +555,11 @@ def test_a_population_equals_its_members_alone():
     assert len(set(np.asarray(info["backtracks"]).tolist())) > 2
 
 
-def test_one_two_and_four_devices_learn_the_same(require_devices):
+@pytest.mark.parametrize("value_update", ["adam", "trust-region"])
+def test_one_two_and_four_devices_learn_the_same(require_devices, value_update):
     """Also where their masks differ; replicas are bitwise equal."""
     require_devices(4)
-    settings = {"normalize_returns": True, "normalize_observations": True}
+    settings = {"normalize_returns": True, "normalize_observations": True, "value_update": value_update}
     _, state = learner_of(**settings)
     batch = batch_of(state, jax.random.key(1))._replace(mask=jnp.arange(ROWS) >= 17)
     learner = azjax.trpo(config_of(**settings), axis_name=AXIS)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from azjax.cli.parsing import parse
+from azjax.cli.results import ResultOptions, give
 from azjax.config import require_number
 from azjax.evaluation import summarize
 from azjax.runs import machine
-from azjax.runs.console import RunConsole
 from azjax.runs.episodes import make_player, play_all
-from azjax.runs.folder import check_output, write_json
+from azjax.runs.folder import check_output
 from azjax.runs.policy import load_policy
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ResultOptions):
     """Options of an evaluation."""
 
     run: Path
@@ -32,8 +31,6 @@ class EvaluateOptions:
     """Sample actions instead of taking the distribution's mode."""
     output: Path | None = None
     """File for the statistics and each episode's return, as JSON; must not exist yet."""
-    json: bool = False
-    """Print the statistics as JSON instead of a table."""
 
 
 def run(args: Sequence[str], prog: str) -> int:
@@ -46,12 +43,7 @@ def run(args: Sequence[str], prog: str) -> int:
     machine.split_host(lambda n: options.episodes >= n)
     machine.use_cache()
     statistics = evaluate(options)
-    if options.output is not None:
-        write_json(options.output, statistics)
-    if options.json:
-        print(json.dumps(statistics))
-    else:
-        RunConsole(0).summary(f"{options.run}: {statistics['env']} ({statistics['backend']})", rows(statistics))
+    give(statistics, options, f"{options.run}: {statistics['env']} ({statistics['backend']})", rows(statistics))
     return 0
 
 

@@ -94,6 +94,8 @@ def flags_of(cls: type) -> set[str]:
         nested = field.default_factory
         if not (isinstance(nested, type) and dataclasses.is_dataclass(nested)):
             nested = hints[field.name]
+            if typing.get_origin(nested) is typing.Annotated:
+                nested = nested.__origin__
         if isinstance(nested, type) and dataclasses.is_dataclass(nested):
             flags |= flags_of(nested)
         else:

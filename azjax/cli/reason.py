@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
+from azjax.cli import algorithms
+from azjax.cli.algorithms import flags_by_algorithm
 from azjax.cli.parsing import parse
+from azjax.cli.results import ResultOptions, give
 from azjax.config import ConfigError, nearest, require_number
-from azjax.ppo import PPOConfig
 from azjax.runs import machine
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import check_output, write_json
 from azjax.runs.reason import table_rows, train
 from azjax.runs.reason_model import load_model
-from azjax.runs.reason_options import ReasonOptions, default_learner_config
+from azjax.runs.reason_options import LEARNERS, ReasonOptions
 from azjax.runs.reason_use import examine_model, propose, read_task, solve
-from azjax.trpo import TRPOConfig
 
 _ACTIONS = {
     "train": "train a reasoner from zero data",
@@ -31,28 +30,13 @@ _ACTIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PPOReasonOptions(ReasonOptions):
-    """Options of a run of the reasoner with REINFORCE or PPO; `--algorithm trpo --help` shows those of TRPO."""
-
-    learner: PPOConfig = dataclasses.field(default_factory=default_learner_config)
-    """Hyperparameters of PPO; with one epoch and one minibatch it is REINFORCE."""
+FLAGS = flags_by_algorithm(
+    ReasonOptions, "a run of the reasoner (REINFORCE is PPO with one epoch and one minibatch)", LEARNERS
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class TRPOReasonOptions(ReasonOptions):
-    """Options of a run of the reasoner with TRPO."""
-
-    learner: TRPOConfig = dataclasses.field(
-        default_factory=lambda: TRPOConfig(
-            normalize_observations=False, advantage_normalization="none", gamma=1.0, lam=1.0
-        )
-    )
-    """Hyperparameters of TRPO."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(ResultOptions):
     """Options of an examination."""
 
     run: Path
@@ -65,10 +49,6 @@ class EvaluateOptions:
     """Seed of questions and answers."""
     extrapolation: bool = True
     """Ask for programs with four lines and with two inputs, too."""
-    output: Path | None = None
-    """File for the results as JSON; must not exist yet."""
-    json: bool = False
-    """Print the results as JSON instead of a table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +104,10 @@ def run(args: Sequence[str], prog: str) -> int:
 
 
 def _train(args: Sequence[str], prog: str) -> int:
-    named = dict(itertools.pairwise(args)).get("--algorithm")
-    trpo = named == "trpo" or "--algorithm=trpo" in args
-    flags = TRPOReasonOptions if trpo else PPOReasonOptions
-    default = TRPOReasonOptions(algorithm="trpo") if trpo else PPOReasonOptions()
-    train(ReasonOptions(**vars(parse(flags, args, prog=prog, default=default))))
+    def default_of(named: ReasonOptions) -> ReasonOptions:
+        return ReasonOptions(algorithm=named.algorithm, learner=LEARNERS[named.algorithm]())
+
+    train(algorithms.options_of_run(algorithms.read_options(FLAGS, default_of, args, prog), ReasonOptions))
     return 0
 
 
@@ -147,12 +126,7 @@ def _evaluate(args: Sequence[str], prog: str) -> int:
         seed=options.seed,
         extrapolation=options.extrapolation,
     )
-    if options.output is not None:
-        write_json(options.output, table)
-    if options.json:
-        print(json.dumps(table))
-    else:
-        RunConsole(0).summary(f"{options.run}: pass@k [exact 95 % interval]", table_rows(table))
+    give(table, options, f"{options.run}: pass@k [exact 95 % interval]", table_rows(table))
     return 0
 
 
@@ -183,9 +157,5 @@ def _propose(args: Sequence[str], prog: str) -> int:
         print(f"{row['program']}\n    {row['input']} -> {row['output']}")
     print(f"{len(proposals)} of {options.number} proposals passed the gates, {refused} did not")
     if options.output is not None:
-        write_json(options.output, _content(proposals, refused))
+        write_json(options.output, {"proposals": proposals, "refused": refused})
     return 0
-
-
-def _content(proposals: list[dict[str, Any]], refused: int) -> dict[str, Any]:
-    return {"proposals": proposals, "refused": refused}

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
-from azjax.cli.parsing import parse
-from azjax.cli.train import check_owner, chosen_algorithm
-from azjax.ppo import PPOConfig
+from azjax.cli import algorithms
+from azjax.cli.algorithms import flags_by_algorithm
 from azjax.runs.selfplay import selfplay
 from azjax.runs.selfplay_options import SelfPlayOptions, selfplay_preset
-from azjax.trpo import TRPOConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class PPOSelfPlayOptions(SelfPlayOptions):
-    """Options of self-play with a solver that learns by PPO; `--algorithm trpo --help` shows those of TRPO."""
-
-    learner: PPOConfig = dataclasses.field(default_factory=PPOConfig)
-    """Hyperparameters of PPO."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TRPOSelfPlayOptions(SelfPlayOptions):
-    """Options of self-play with a solver that learns by TRPO."""
-
-    learner: TRPOConfig = dataclasses.field(default_factory=TRPOConfig)
-    """Hyperparameters of TRPO."""
-
-
-FLAGS: dict[str, type[SelfPlayOptions]] = {"ppo": PPOSelfPlayOptions, "trpo": TRPOSelfPlayOptions}
+FLAGS = flags_by_algorithm(SelfPlayOptions, "self-play with a solver that learns")
 
 
 def run(args: Sequence[str], prog: str) -> int:
@@ -39,11 +19,6 @@ def run(args: Sequence[str], prog: str) -> int:
 
 
 def read_options(args: Sequence[str], prog: str) -> SelfPlayOptions:
-    """Options from the preset of the chosen body and algorithm, overridden by flags."""
-    algorithm = chosen_algorithm(args)
-    flags = FLAGS.get(algorithm, PPOSelfPlayOptions)
-    check_owner(args, algorithm, FLAGS, flags, prog)
-    help_flags = [a for a in args if a in ("-h", "--help")]
-    chosen = parse(flags, [a for a in args if a not in help_flags], prog=prog)
-    preset = selfplay_preset(chosen.env, chosen.algorithm)
-    return SelfPlayOptions(**vars(parse(flags, args, prog=prog, default=flags(**vars(preset)))))
+    """The options of a run: the preset of the body and the algorithm, overridden by flags."""
+    options = algorithms.read_options(FLAGS, lambda named: selfplay_preset(named.env, named.algorithm), args, prog)
+    return algorithms.options_of_run(options, SelfPlayOptions)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from azjax.cli.algorithms import options_of_run
 from azjax.cli.axes import take_axes, take_flags
-from azjax.cli.train import CommandOptions, read_command, run_options, start_sweep
+from azjax.cli.train import CommandOptions, read_command, start_sweep
 from azjax.config import require, require_number
 from azjax.runs.options import TrainOptions
 from azjax.runs.sweep import Member, read_axis, spread
@@ -53,7 +54,7 @@ def read_sweep(args: Sequence[str], prog: str) -> tuple[TrainOptions, list[Membe
     own, rest = take_flags(args, prog, ("--samples", "--axes", "--halvings"))
     varied, rest = take_axes(rest, own.get("axes"), prog)
     given = read_command(rest, prog)
-    options = run_options(given)
+    options = options_of_run(given, TrainOptions)
     require_number("seeds", given.seeds, 1, 4096)
     axes = {name: read_axis(options, name, spec) for name, spec in varied.items()}
     require(bool(axes) or given.seeds > 1, f"nothing varies: give an option several values, or --seeds; see {prog} -h")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from azjax.cli.parsing import flags_of, parse
+from azjax.cli import algorithms
+from azjax.cli.algorithms import flags_by_algorithm, options_of_run
 from azjax.cli.together import together
-from azjax.config import ConfigError, require, require_number
-from azjax.ppo import PPOConfig
+from azjax.config import require, require_number
 from azjax.runs.hosts import Hosts
 from azjax.runs.options import TrainOptions, preset_options, read_preset
 from azjax.runs.sweep import Member, spread
 from azjax.runs.sweeps import Sweep, preview, run_sweep
 from azjax.runs.train import train
-from azjax.trpo import TRPOConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +44,13 @@ class CommandOptions(TrainOptions):
         return Hosts(self.coordinator, self.processes, self.process, self.distributed)
 
 
-@dataclasses.dataclass(frozen=True)
-class PPOTrainOptions(CommandOptions):
-    """Options of one training run with PPO; `--algorithm trpo --help` shows those of TRPO."""
-
-    learner: PPOConfig = dataclasses.field(default_factory=PPOConfig)
-    """Hyperparameters of PPO."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TRPOTrainOptions(CommandOptions):
-    """Options of one training run with TRPO."""
-
-    learner: TRPOConfig = dataclasses.field(default_factory=TRPOConfig)
-    """Hyperparameters of TRPO."""
-
-
-FLAGS: dict[str, type[CommandOptions]] = {"ppo": PPOTrainOptions, "trpo": TRPOTrainOptions}
+FLAGS = flags_by_algorithm(CommandOptions, "one training run")
 
 
 def run(args: Sequence[str], prog: str) -> int:
     """Trains a policy, or several at once."""
     given = read_command(args, prog)
-    options = run_options(given)
+    options = options_of_run(given, TrainOptions)
     require_number("seeds", given.seeds, 1, 4096)
     if given.seeds > 1 or given.dry_run:
         members = spread(options, {}, seeds=given.seeds)
@@ -90,53 +72,16 @@ def start_sweep(
 
 def read_options(args: Sequence[str], prog: str) -> TrainOptions:
     """The options of a run on the command line; see ``read_command``."""
-    return run_options(read_command(args, prog))
-
-
-def run_options(given: CommandOptions) -> TrainOptions:
-    """The options of a run among those of the command."""
-    return TrainOptions(**{field.name: getattr(given, field.name) for field in dataclasses.fields(TrainOptions)})
+    return options_of_run(read_command(args, prog), TrainOptions)
 
 
 def read_command(args: Sequence[str], prog: str) -> CommandOptions:
-    """Options from the preset of the chosen environment and algorithm, overridden by flags.
-
-    ``--help`` shows the preset's values as defaults of the environment that is named beside it.
-    """
-    algorithm = chosen_algorithm(args)
-    flags = FLAGS.get(algorithm, PPOTrainOptions)
-    check_owner(args, algorithm, FLAGS, flags, prog)
-    help_flags = [a for a in args if a in ("-h", "--help")]
-    chosen = parse(flags, [a for a in args if a not in help_flags], prog=prog)
-    if chosen.preset is None:
-        preset = preset_options(chosen.env, chosen.backend, chosen.algorithm)
-    else:
-        preset = read_preset(chosen.preset, chosen.env, chosen.backend, chosen.algorithm)
-    return parse(flags, args, prog=prog, default=flags(**vars(preset)))
+    """The options of the command: a preset, overridden by flags."""
+    return algorithms.read_options(FLAGS, _preset, args, prog)
 
 
-def chosen_algorithm(args: Sequence[str]) -> str:
-    """What the command line names as the algorithm: it decides which flags there are."""
-    chosen = "ppo"
-    for word, following in itertools.zip_longest(args, args[1:], fillvalue=""):
-        flag, equals, value = word.partition("=")
-        if flag == "--algorithm":
-            chosen = value if equals else following
-    return chosen
-
-
-def check_owner(args: Sequence[str], algorithm: str, of_algorithms: Mapping[str, type], flags: type, prog: str) -> None:
-    """Raises ``ConfigError`` for a flag that only another algorithm has.
-
-    Args:
-      args: the command line.
-      algorithm: that it names.
-      of_algorithms: the flags of every algorithm.
-      flags: those of this one.
-      prog: the command.
-    """
-    for word in args:
-        flag = word.partition("=")[0].replace("_", "-")
-        owners = [name for name, other in of_algorithms.items() if flag in flags_of(other)]
-        if owners and flag not in flags_of(flags):
-            raise ConfigError(f"{flag} is an option of {owners[0]}, not of {algorithm}; see {prog} --help")
+def _preset(named: CommandOptions) -> TrainOptions:
+    """The preset that the command line names, or azjax's own for the environment and the algorithm that it names."""
+    if named.preset is None:
+        return preset_options(named.env, named.backend, named.algorithm)
+    return read_preset(named.preset, named.env, named.backend, named.algorithm)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from azjax.cli.algorithms import options_of_run
 from azjax.cli.axes import take_axes, take_flags
-from azjax.cli.train import CommandOptions, read_command, run_options
+from azjax.cli.train import CommandOptions, read_command
 from azjax.config import require
+from azjax.runs.options import TrainOptions
 from azjax.runs.tune import Search, default_space, tune
 
 HELP = """\
@@ -48,5 +50,5 @@ def read_search(args: Sequence[str], prog: str) -> tuple[Search, CommandOptions]
     given = read_command(rest, prog)
     require(not given.hosts.several, "a search runs in one process; leave the coordinator out")
     require(not given.dry_run, "what a search tries depends on what it finds; leave --dry-run out")
-    base = dataclasses.replace(run_options(given), run=None)
+    base = dataclasses.replace(options_of_run(given, TrainOptions), run=None)
     return Search(base, space or default_space(base), seeds=given.seeds, chunk=given.chunk, **own), given

@@ -7,9 +7,8 @@ from azjax.runs.policy import load_policy, save_policy
 from azjax.runs.render import RenderOptions, render_episode
 from azjax.runs.replay import write_replay
 from azjax.runs.report import write_report
-from azjax.runs.resume import resume
 from azjax.runs.signals import RunInterrupted
-from azjax.runs.train import RunResult, train
+from azjax.runs.train import RunResult, resume, train
 
 __all__ = [
     "RenderOptions",

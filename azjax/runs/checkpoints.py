@@ -362,5 +362,5 @@ def check_space(folder: Path, shapes: Any, count: int) -> None:
     require(
         usage.free >= need,
         f"run folder {folder}: {usage.free / 2**20:.0f} MiB of disk are free, but {count} checkpoints take "
-        f"{need / 2**20:.0f} MiB; free some, choose another --run, or use fewer --lanes",
+        f"{need / 2**20:.0f} MiB; free some, choose another --run, or train less at once",
     )

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from azjax.algorithms import ALGORITHMS
 from azjax.on_policy import OnPolicyConfig
-from azjax.runs.options import RunOptions, TrainOptions, flat_options
+from azjax.runs.options import TrainOptions
 from azjax.runs.results import Plain, Run
+from azjax.runs.run_options import RunOptions, flat_options
 from azjax.runs.selfplay_options import SelfPlayOptions
 
 # What differs between seeds of one configuration: where and how a run is kept and shown, not what it computes.

@@ -10,10 +10,11 @@ from typing import Any
 
 from azjax.config import ConfigError, require
 from azjax.runs.reading import parse_yaml, read_limited
+from azjax.runs.run_options import DEFAULT_KIND, LARGEST_CONFIG
 
 # A module of each kind has ``resume(path, *, steps, devices, quiet)``.
 MODULES = {
-    "train": "azjax.runs.resume",
+    DEFAULT_KIND: "azjax.runs.train",
     "sweep": "azjax.runs.sweeps",
     "tune": "azjax.runs.tune",
     "selfplay": "azjax.runs.selfplay",
@@ -21,7 +22,6 @@ MODULES = {
 }
 SWEEP, TUNE = "sweep.yaml", "tune.yaml"
 """Sweeps and searches have their configuration under these names; ``config.yaml`` is one run's."""
-_LARGEST_CONFIG = 1 << 20
 
 
 def kind_of(folder: Path) -> str:
@@ -36,12 +36,12 @@ def kind_of(folder: Path) -> str:
             return kind
     path = folder / "config.yaml"
     try:
-        data = parse_yaml(read_limited(path, _LARGEST_CONFIG))
+        data = parse_yaml(read_limited(path, LARGEST_CONFIG))
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} is no configuration: {error}; use another copy of it") from error
-    kind = data.get("kind", "train") if isinstance(data, dict) else "train"
+    kind = data.get("kind", DEFAULT_KIND) if isinstance(data, dict) else DEFAULT_KIND
     known = ", ".join(MODULES)
     require(
         isinstance(kind, str) and kind in MODULES,

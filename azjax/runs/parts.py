@@ -22,7 +22,7 @@ from azjax.runs.conduct import compiled, conduct
 from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder, write_json, write_text
 from azjax.runs.loop import Position
-from azjax.runs.options import TrainOptions, to_yaml
+from azjax.runs.options import TrainOptions
 from azjax.runs.population import (
     PartPlan,
     PartPrograms,
@@ -33,6 +33,7 @@ from azjax.runs.population import (
     write_member_metrics,
 )
 from azjax.runs.resume import read_position
+from azjax.runs.run_options import to_yaml
 from azjax.runs.summary import run_summary
 
 

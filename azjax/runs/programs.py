@@ -18,12 +18,11 @@ from azjax.envs import Environment, make_env
 from azjax.envs.lanes import choose_vectorize, default_pool
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator
 from azjax.runs import machine
-from azjax.runs.options import RunOptions, TrainOptions
+from azjax.runs.options import TrainOptions
 from azjax.runs.replay import has_scene
+from azjax.runs.run_options import RunOptions
 from azjax.training import CompiledTrainer, Metrics, Trainer, TrainState, compile, make_mesh, make_trainer
 from azjax.types import Learner
-
-_SECONDS_PER_LOOK = 1.0
 
 
 class Programs(NamedTuple):
@@ -45,6 +44,11 @@ class Plan(NamedTuple):
     mesh: Mesh
     compiled: CompiledTrainer
     seconds: float  # spent on tracing so far
+
+    @property
+    def state(self) -> Any:
+        """Shapes of the train state."""
+        return self.compiled.state
 
 
 def choose_devices(options: RunOptions) -> int:
@@ -116,8 +120,9 @@ def check_memory(
     )
 
 
-def describe(options: TrainOptions) -> str:
+def describe(plan: Plan) -> str:
     """One line on what is about to run."""
+    options = plan.options
     platform, devices = jax.devices()[0].platform, options.devices or 1
     return (
         f"{options.algorithm} on {options.env} ({options.backend}): {options.lanes} lanes on {devices} {platform} "
@@ -181,8 +186,6 @@ def build(plan: Plan) -> Programs:
 
 
 def updates_per_look(options: RunOptions) -> int:
-    """Updates per call: few enough for about a second each on a CPU, and for every evaluation to come in its turn."""
-    guess = 20_000.0 if jax.devices()[0].platform == "cpu" else 500_000.0
-    most = max(1, int(_SECONDS_PER_LOOK * guess / options.env_steps_per_update))
-    most = min(most, max(1, options.updates // options.evaluations))
+    """Updates per call: few enough for about a second each, and for every evaluation to come in its turn."""
+    most = min(options.most_updates_per_call, max(1, options.updates // options.evaluations))
     return max(n for n in range(1, most + 1) if options.updates % n == 0)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from azjax.config import ConfigError, require
 from azjax.counters import counter_to_int
 from azjax.reasoning.domain import Domain
 from azjax.reasoning.examination import Marks, Questions, drawn_questions, make_examiner, statistics, test_questions
@@ -22,30 +21,18 @@ from azjax.reasoning.model import TokenPolicy
 from azjax.reasoning.reasoner import Reasoner, ReasonerState
 from azjax.reasoning.splits import LARGEST_SPLIT, Split, make_split
 from azjax.runs import machine
-from azjax.runs.checkpoints import Checkpoints, Restored, check_space
-from azjax.runs.conduct import compiled, conduct
-from azjax.runs.console import RunConsole
-from azjax.runs.folder import RunFolder, check_free, read_metrics, write_json, write_text
-from azjax.runs.loop import Clock, Position
+from azjax.runs.folder import RunFolder, read_metrics, write_json
 from azjax.runs.plots import plot_success
 from azjax.runs.policy import params_sha256
+from azjax.runs.programs import updates_per_look
 from azjax.runs.reason_model import save_model
-from azjax.runs.reason_options import (
-    ReasonOptions,
-    differing,
-    fits,
-    make_parts,
-    parse_options,
-    read_options,
-    resolve,
-    to_yaml,
-)
-from azjax.runs.resume import read_position
-from azjax.runs.sinks import check_wandb
+from azjax.runs.reason_options import ReasonOptions, make_parts, resolve
+from azjax.runs.resume import resume_as
+from azjax.runs.run_options import to_yaml
+from azjax.runs.starting import Kind, Outcome, start
+from azjax.runs.train import EVALUATION_SEED
 
 __all__ = ["ReasonResult", "resume", "train"]
-
-UNIT = "updates"
 
 
 class ReasonResult(NamedTuple):
@@ -57,10 +44,10 @@ class ReasonResult(NamedTuple):
     params: Any
 
 
-class _Prepared(NamedTuple):
+class ReasonPlan(NamedTuple):
     """A run before anything of it is compiled or written."""
 
-    options: ReasonOptions
+    options: ReasonOptions  # with everything filled in
     domain: Domain
     policy: TokenPolicy
     reasoner: Reasoner
@@ -79,173 +66,79 @@ def train(options: ReasonOptions) -> ReasonResult:
       ConfigError: for options that can't work, before anything is compiled or written.
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
-    clock = Clock()
-    options = resolve(options)
-    options.validate()
-    if options.run is not None:
-        check_free(options.run)
-    prepared = _prepare(options)
-    path = options.run or Path("runs") / f"reason-{options.domain}-{options.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_space(path, prepared.state, options.keep_checkpoints + 2)
-    folder = RunFolder.numbered(path) if options.run is None else RunFolder(path)
-    prepared = prepared._replace(options=dataclasses.replace(prepared.options, run=folder.path))
-    try:
-        write_text(folder.file("config.yaml"), to_yaml(prepared.options))
-    except OSError as error:
-        raise ConfigError(f"run folder {folder.path} can't be written: {error.strerror}; choose another") from error
-    with folder.claimed(), RunConsole(options.updates, quiet=options.quiet, unit=UNIT) as console:
-        checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
-        return _run(prepared, folder, None, Position(clock=clock), checkpoints, console)
+    result: ReasonResult = start(KIND, options)
+    return result
 
 
 def resume(
     path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
 ) -> ReasonResult:
-    """Goes on with a run that was interrupted, from its latest checkpoint, or makes a finished one longer.
+    """Goes on with a run of the reasoner, whose steps are updates: see ``azjax.runs.resume.resume_as``."""
+    result: ReasonResult = resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet)
+    return result
 
-    Args:
-      path: the run's folder.
-      steps: updates of the whole run, if other than before.
-      devices: must be left out, or 1: the command uses a single device.
-      quiet: print only the summary.
+
+def prepare(options: ReasonOptions, devices: int) -> ReasonPlan:
+    """Domain, model and training program of resolved options; nothing is compiled yet.
 
     Raises:
-      ConfigError: if the folder holds no run, or one that this can't go on with.
-      RunInterrupted: if a signal stopped it; ``resume`` goes on.
+      ConfigError: if they don't fit together.
     """
-    start = time.monotonic()
-    require(devices in (None, 1), f"devices is {devices}; a run of the reasoner uses a single one")
-    folder = RunFolder.existing(Path(path))
-    before = read_options(folder.file("config.yaml"))
-    options = dataclasses.replace(before, run=folder.path, quiet=quiet)
-    with folder.claimed(), RunConsole(0, quiet=quiet, unit=UNIT) as console:
-        checkpoints = Checkpoints(folder.file("checkpoints"), options.keep_checkpoints, console.warn)
-        saved = checkpoints.updates()
-        require(
-            steps is not None or saved[-1:] != [options.updates] or not folder.file("summary.json").exists(),
-            f"run {folder.path} is finished ({options.updates:,} updates); --steps makes it longer",
-        )
-        if steps is not None:
-            options = _lengthened(options, steps, saved)
-        options.validate()
-        prepared = _prepare(options)
-        found = checkpoints.restore(prepared.state)
-        position = Position() if found is None else read_position(found, folder)
-        if found is not None:
-            then = parse_options(str(found.record.get("config")).encode(), folder.path)
-            changed = differing(then, before)
-            require(
-                not changed,
-                f"{folder.file('config.yaml')} was changed since the checkpoint: {', '.join(changed)}; change it back, "
-                "or start another run",
-            )
-            require(
-                position.update <= options.updates,
-                f"steps is {options.updates}, but run {folder.path} has done {position.update} updates already; ask "
-                "for more, or start another run",
-            )
-            console.say(f"going on after {position.update:,} updates")
-        if options != before:
-            write_text(folder.file("config.yaml"), to_yaml(prepared.options))
-        position.clock.count_from(start)
-        console.total_steps = options.updates
-        return _run(prepared, folder, found, position, checkpoints, console)
-
-
-def _lengthened(options: ReasonOptions, updates: int, saved: Sequence[int]) -> ReasonOptions:
-    """Another number of updates, in calls that end where every checkpoint was made."""
-    common = math.gcd(updates, *saved)
-    most = options.updates_per_call or 1
-    per_call = max(n for n in range(1, most + 1) if common % n == 0)
-    longer = dataclasses.replace(options, updates=updates, updates_per_call=per_call)
-    return dataclasses.replace(longer, learner=options.learner.lengthened(fits(longer), fits(options)))
-
-
-def _prepare(options: ReasonOptions) -> _Prepared:
-    if options.wandb is not None:
-        check_wandb()
-    if options.cache:
-        machine.use_cache()
-    else:
-        machine.use_no_cache()
     split = None
     if options.domain == "lists":
         split = make_split(LARGEST_SPLIT, share=options.hold_out)
     domain, policy, reasoner = make_parts(options, split)
-    if options.updates_per_call is None:
-        options = dataclasses.replace(options, updates_per_call=_updates_per_call(options))
+    options = dataclasses.replace(
+        options, devices=devices, updates_per_call=options.updates_per_call or updates_per_look(options)
+    )
     state = jax.eval_shape(reasoner.init, jax.random.key(0))
-    return _Prepared(options, domain, policy, reasoner, split, state)
+    return ReasonPlan(options, domain, policy, reasoner, split, state)
 
 
-def _updates_per_call(options: ReasonOptions) -> int:
-    """Few enough for every evaluation to come in its turn, and for some seconds each."""
-    most = min(20, max(1, options.updates // options.evaluations))
-    return max(n for n in range(1, most + 1) if options.updates % n == 0)
-
-
-def _run(
-    prepared: _Prepared,
-    folder: RunFolder,
-    found: Restored | None,
-    position: Position,
-    checkpoints: Checkpoints,
-    console: RunConsole,
-) -> ReasonResult:
-    options = prepared.options
-    console.say(_describe(prepared))
-    job, seconds = compiled(lambda: _build(prepared, folder), folder.path, console)
-    position.clock.compilation += seconds
-    state, marks = conduct(job, folder, found, position, checkpoints, console, options)
-    job.keep(state, False)
-    summary = _finish(prepared, state, job.table(marks), position, folder, console.warn)
-    console.summary(f"reasoner on {options.domain}, seed {options.seed}", _rows(folder, summary))
-    return ReasonResult(folder.path, summary, prepared.policy, state.learner.params.network)
-
-
-def _describe(prepared: _Prepared) -> str:
-    options = prepared.options
-    count = sum(x.size for x in jax.tree.leaves(prepared.state.learner.params.network))
+def describe(plan: ReasonPlan) -> str:
+    """One line on what is about to run."""
+    options = plan.options
+    count = sum(x.size for x in jax.tree.leaves(plan.state.learner.params.network))
     return (
         f"reasoner on {options.domain}: {options.algorithm}, model of {count:,} parameters, {options.updates:,} "
-        f"updates of {options.reasoner.batch} proposals and answers of each of {len(prepared.domain.tasks)} task types"
+        f"updates of {options.reasoner.batch} proposals and answers of each of {len(plan.domain.tasks)} task types"
     )
 
 
-def _build(prepared: _Prepared, folder: RunFolder) -> tuple[_ReasonJob, float]:
+def build_job(plan: ReasonPlan, folder: RunFolder) -> tuple[ReasonJob, float]:
     """Compiles the programs; and how long that took."""
     start = time.monotonic()
-    options, domain = prepared.options, prepared.domain
+    options, domain = plan.options, plan.domain
     per_call = options.updates_per_call or 1
 
     def step(state: ReasonerState) -> Any:
-        return jax.lax.scan(lambda s, _: prepared.reasoner.step(s), state, length=per_call)
+        return jax.lax.scan(lambda s, _: plan.reasoner.step(s), state, length=per_call)
 
-    init = jax.jit(prepared.reasoner.init)
+    init = jax.jit(plan.reasoner.init)
     with machine.quiet_loading(), machine.rare_collection():
-        stepped = jax.jit(step, donate_argnums=0).lower(prepared.state).compile()
-    key = jax.random.key(options.seed ^ 0x5EED_0000)
+        stepped = jax.jit(step, donate_argnums=0).lower(plan.state).compile()
+    key = jax.random.key(options.seed ^ EVALUATION_SEED)
     question_key, answer_key = jax.random.split(key)
-    if isinstance(domain, ListDomain) and prepared.split is not None:
-        asked = test_questions(domain, prepared.split, question_key, number=options.evaluation_questions)
+    if isinstance(domain, ListDomain) and plan.split is not None:
+        asked = test_questions(domain, plan.split, question_key, number=options.evaluation_questions)
     else:
         asked = drawn_questions(domain, question_key, number=options.evaluation_questions)
     examiners = [
-        jax.jit(make_examiner(domain, prepared.policy, task, samples=options.evaluation_samples))
-        .lower(prepared.state.learner.params.network, answer_key, items, prepared.state.level)
+        jax.jit(make_examiner(domain, plan.policy, task, samples=options.evaluation_samples))
+        .lower(plan.state.learner.params.network, answer_key, items, plan.state.level)
         .compile()
         for task, items in enumerate(asked.items)
     ]
-    job = _ReasonJob(prepared, folder, init, stepped, examiners, asked, answer_key)
+    job = ReasonJob(plan, folder, init, stepped, examiners, asked, answer_key)
     return job, time.monotonic() - start
 
 
-class _ReasonJob:
+class ReasonJob:
     """The training of one reasoner, as the loop sees it; a step is an update."""
 
     def __init__(
         self,
-        prepared: _Prepared,
+        plan: ReasonPlan,
         folder: RunFolder,
         init: Callable[..., Any],
         step: Callable[..., Any],
@@ -253,8 +146,8 @@ class _ReasonJob:
         questions: Questions,
         answer_key: Any,
     ) -> None:
-        options = prepared.options
-        self._options, self._tasks, self._folder = options, prepared.domain.tasks, folder
+        options = plan.options
+        self._options, self._tasks, self._folder = options, plan.domain.tasks, folder
         self._init, self._step, self._examiners = init, step, examiners
         self._questions, self._answer_key = questions, answer_key
         self.updates, self.updates_per_call = options.updates, options.updates_per_call or 1
@@ -348,35 +241,30 @@ class _ReasonJob:
             )
 
 
-def _finish(
-    prepared: _Prepared,
-    state: ReasonerState,
-    table: dict[str, Any],
-    position: Position,
-    folder: RunFolder,
-    warn: Callable[[str], None],
-) -> dict[str, Any]:
-    options, clock = prepared.options, position.clock
+def finish(plan: ReasonPlan, job: ReasonJob, outcome: Outcome) -> dict[str, Any]:
+    """Draws the curves, without which a run can do; then the summary, which says that it is over."""
+    state, marks, position, folder, warn = outcome
+    options, clock = plan.options, position.clock
     clock.lap()
     summary = {
-        "kind": "reason",
+        "kind": options.kind,
         "domain": options.domain,
         "algorithm": options.algorithm,
         "seed": options.seed,
         "updates": options.updates,
         "level": int(state.level),
-        "evaluation": table,
+        "evaluation": job.table(marks),
         "best": {"updates": position.best_env_steps, "score": position.best_return},
         "tokens_decoded": counter_to_int(state.counts.decoded),
         "tokens_trained": counter_to_int(state.counts.trained),
         "executions": counter_to_int(state.counts.executions),
         "seconds": dataclasses.asdict(clock),
         "params_sha256": params_sha256(state.learner.params.network),
-        "devices": machine.describe_devices() | {"used": 1},
+        "devices": machine.describe_devices() | {"used": options.devices},
         "versions": machine.versions(),
     }
     try:
-        plot_success(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), prepared.domain.tasks)
+        plot_success(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), plan.domain.tasks)
     except (OSError, ValueError, KeyError) as error:
         warn(f"curves could not be made: {error}")
     write_json(folder.file("summary.json"), summary)
@@ -395,9 +283,11 @@ def table_rows(table: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _rows(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
+def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """Title and rows of the summary on the screen."""
     seconds = summary["seconds"]
-    return [
+    title = f"reasoner on {summary['domain']}, seed {summary['seed']}"
+    return title, [
         *table_rows(summary["evaluation"]),
         ("spent", f"{summary['tokens_decoded']:,} tokens written, {summary['tokens_trained']:,} trained on, "
          f"{summary['executions']:,} executions"),
@@ -409,3 +299,20 @@ def _rows(folder: RunFolder, summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("summary", str(folder.file("summary.json"))),
         ("examine again", f"azjax reason evaluate {folder.path}"),
     ]  # fmt: skip
+
+
+def result_of(plan: ReasonPlan, folder: RunFolder, summary: dict[str, Any], state: ReasonerState) -> ReasonResult:
+    """What a run gives to its caller."""
+    return ReasonResult(folder.path, summary, plan.policy, state.learner.params.network)
+
+
+KIND = Kind(
+    options=ReasonOptions,
+    resolve=resolve,
+    prepare=prepare,
+    describe=describe,
+    build=build_job,
+    finish=finish,
+    table=summary_table,
+    result=result_of,
+)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-import yaml
-
-from azjax.algorithms import ALGORITHMS, make_learner
-from azjax.config import ConfigError, require, require_number
+from azjax.algorithms import make_learner
+from azjax.config import require, require_number
 from azjax.on_policy import OnPolicyConfig
 from azjax.ppo import PPOConfig
 from azjax.reasoning.arithmetic import ArithmeticDomain
@@ -19,26 +18,18 @@ from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy, policy_of_size
 from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, make_reasoner
 from azjax.reasoning.splits import LARGEST_SPLIT, Split
-from azjax.runs.options import AlgorithmName
-from azjax.runs.plain import from_plain
-from azjax.runs.reading import parse_yaml, read_limited
+from azjax.runs.run_options import RunOptions
+from azjax.trpo import TRPOConfig
 
 __all__ = [
+    "LEARNERS",
     "DomainOptions",
     "ReasonOptions",
     "default_learner_config",
-    "differing",
-    "fits",
+    "default_reasoner_config",
     "make_parts",
-    "parse_options",
-    "read_options",
     "resolve",
-    "to_yaml",
 ]
-
-SCHEMA = 1
-KIND = "reason"
-_LARGEST_CONFIG = 1 << 20
 
 
 def default_learner_config() -> PPOConfig:
@@ -52,6 +43,15 @@ def default_learner_config() -> PPOConfig:
         gamma=1.0,
         lam=1.0,
     )
+
+
+def default_trpo_config() -> TRPOConfig:
+    """A trust region around the policy that wrote the answers."""
+    return TRPOConfig(normalize_observations=False, advantage_normalization="none", gamma=1.0, lam=1.0)
+
+
+LEARNERS: dict[str, Callable[[], OnPolicyConfig]] = {"ppo": default_learner_config, "trpo": default_trpo_config}
+"""The hyperparameters that each algorithm starts from."""
 
 
 def default_reasoner_config() -> ReasonerConfig:
@@ -114,17 +114,18 @@ class DomainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReasonOptions(DomainOptions):
+class ReasonOptions(RunOptions, DomainOptions):
     """Options of a run of the reasoner."""
 
-    updates: int = 4000
-    """Updates of the run."""
-    seed: int = 0
-    """Seed of everything random."""
+    kind: ClassVar[str] = "reason"
+    unit: ClassVar[str] = "updates"
+
     run: Path | None = None
     """Folder for the results; must be new or empty. Default: runs/reason-DOMAIN-SEED-TIME."""
-    algorithm: AlgorithmName = "ppo"
-    """Learner; the help text shows its hyperparameters if it is named beside --help."""
+    devices: int | None = None
+    """Devices to use: a run of the reasoner uses a single one."""
+    updates: int = 4000
+    """Updates of the run."""
     capacity: int = 16384
     """Triplets that the memory of each task type holds."""
     per_class: int = 0
@@ -144,61 +145,57 @@ class ReasonOptions(DomainOptions):
     """Questions of each length and task type in an evaluation."""
     evaluation_samples: int = 8
     """Sampled answers to each of them, beside the most probable one."""
-    updates_per_call: int | None = None
-    """Updates between two looks at the metrics; must divide the number of updates. Default: chosen."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between two checkpoints; each evaluation makes one, too."""
-    keep_checkpoints: int = 2
-    """How many of the latest checkpoints to keep, beside the one with the best evaluation."""
-    tensorboard: bool = True
-    """Write event files for TensorBoard into the run's folder."""
-    wandb: str | None = None
-    """Project of Weights & Biases that gets the metrics, too. Default: none."""
-    cache: bool = True
-    """Keep compiled programs on disk for the next start."""
-    quiet: bool = False
-    """Print only the summary."""
     reasoner: ReasonerConfig = dataclasses.field(default_factory=default_reasoner_config)
     """How self-play goes. The remedies for random weights are on."""
     learner: OnPolicyConfig = dataclasses.field(default_factory=default_learner_config)
     """Hyperparameters of the algorithm."""
 
+    @property
+    def name(self) -> str:
+        """The domain and the seed."""
+        return f"reason-{self.domain}-{self.seed}"
+
+    @property
+    def learner_calls(self) -> int:
+        """How often the learner updates in the run."""
+        tasks = len(self.reasoner.played(self.make_domain().tasks)) if self.reasoner.steps == "task" else 1
+        return self.updates * tasks
+
+    @property
+    def most_updates_per_call(self) -> int:
+        """Updates between two looks at the metrics: some seconds' worth, at a guess."""
+        return 20
+
+    def with_steps(self, steps: int) -> ReasonOptions:
+        """The options of a run of so many updates."""
+        return dataclasses.replace(self, updates=steps)
+
+    def steps_after(self, updates: int) -> int:
+        """Updates are what is counted."""
+        return updates
+
+    def check_devices(self, devices: int) -> None:
+        """Raises ``ConfigError`` unless there is a single device."""
+        require(devices == 1, f"devices is {devices}; a run of the reasoner uses a single one")
+
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
-        super().validate()
+        DomainOptions.validate(self)
+        self.validate_common()
         for name, least, most in (
             ("updates", 1, 2**31 - 1),
-            ("seed", 0, 2**32 - 1),
             ("capacity", 1, 2**24),
             ("per_class", 0, 2**24),
-            ("evaluations", 1, 2**30),
             ("evaluation_questions", 1, 2**16),
             ("evaluation_samples", 1, 2**16),
-            ("keep_checkpoints", 1, 2**20),
         ):
             require_number(name, getattr(self, name), least, most)
-        require_number("checkpoint_seconds", self.checkpoint_seconds, 0.0, 1e9)
         require_number("hold_out", self.hold_out, 0.0, 0.9)
-        require(self.wandb != "", "wandb is ''; name a project, or leave it out")
-        require(
-            self.algorithm in get_args(AlgorithmName),
-            f"algorithm is {self.algorithm!r}; it must be one of {', '.join(get_args(AlgorithmName))}",
-        )
-        expected = ALGORITHMS[self.algorithm].config
-        require(
-            type(self.learner) is expected,
-            f"learner is a {type(self.learner).__name__}, but algorithm {self.algorithm!r} needs a {expected.__name__}",
-        )
+        self.validate_learner()
         require(
             self.algorithm != "trpo" or not self.value_head,
             "value_head is True, but TRPO fits values apart from the policy, whose trust region a shared head would "
             "leave; leave it out and use advantages baseline",
-        )
-        per_call = self.updates_per_call or 1
-        require_number("updates_per_call", per_call, 1, 2**30)
-        require(
-            self.updates % per_call == 0,
-            f"updates_per_call={per_call} does not divide the {self.updates} updates; change it, or leave it out",
         )
         require(
             self.reasoner.batch <= self.capacity,
@@ -217,13 +214,7 @@ class ReasonOptions(DomainOptions):
 
 def resolve(options: ReasonOptions) -> ReasonOptions:
     """Fills in the length of a falling schedule of the learning rate, which the learner counts in calls of ``fit``."""
-    return dataclasses.replace(options, learner=options.learner.lengthened(fits(options)))
-
-
-def fits(options: ReasonOptions) -> int:
-    """How often the learner's ``fit`` is called in the run."""
-    tasks = len(options.reasoner.played(options.make_domain().tasks)) if options.reasoner.steps == "task" else 1
-    return options.updates * tasks
+    return dataclasses.replace(options, learner=options.learner.lengthened(options.learner_calls))
 
 
 def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, TokenPolicy, Reasoner]:
@@ -249,67 +240,3 @@ def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, Tok
     policy = options.make_policy(domain.vocabulary)
     learner = make_learner(options.learner, network=policy)
     return domain, policy, make_reasoner(domain, policy, options.reasoner, learner=learner)
-
-
-def to_plain(options: ReasonOptions) -> dict[str, Any]:
-    """The options as plain data for a YAML file; the learner's are below the name of the algorithm."""
-    data = dataclasses.asdict(options)
-    data["run"] = None if options.run is None else str(options.run)
-    learner = {k: list(v) if isinstance(v, tuple) else v for k, v in data.pop("learner").items()}
-    return {"schema": SCHEMA, "kind": KIND, **data, options.algorithm: learner}
-
-
-def to_yaml(options: ReasonOptions) -> str:
-    """The text of ``config.yaml``."""
-    return yaml.safe_dump(to_plain(options), sort_keys=False)
-
-
-def read_options(path: Path) -> ReasonOptions:
-    """The options in a ``config.yaml``.
-
-    Raises:
-      ConfigError: if the file is missing or damaged, of another schema or kind, or holds what no option can be.
-    """
-    return parse_options(read_limited(path, _LARGEST_CONFIG), path)
-
-
-def parse_options(content: bytes, path: Path) -> ReasonOptions:
-    """The options in the text of a ``config.yaml``; ``path`` is for the messages."""
-    try:
-        data = parse_yaml(content)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no configuration: {error}; use another copy of it") from error
-    require(isinstance(data, dict), f"{path} is no configuration; use another copy of it")
-    schema, kind = data.pop("schema", None), data.pop("kind", None)
-    require(schema == SCHEMA, f"{path} has schema {schema!r}, this azjax reads {SCHEMA}; use the version that wrote it")
-    require(kind == KIND, f"{path} is no run of the reasoner; azjax reason train makes one")
-    try:
-        algorithm = data.get("algorithm", "ppo")
-        require(algorithm in get_args(AlgorithmName), f"algorithm is {str(algorithm)[:40]!r}")
-        learner = from_plain(ALGORITHMS[algorithm].config, data.pop(algorithm, {}))
-        require("learner" not in data, "unknown option 'learner'")
-        return dataclasses.replace(from_plain(ReasonOptions, data), learner=learner)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}; use another copy of it, or the version that wrote it") from error
-
-
-# What may differ between two processes of one run.
-_MAY_CHANGE = frozenset({
-    "run", "quiet", "cache", "updates", "updates_per_call", "evaluations", "tensorboard", "wandb", "checkpoint_seconds",
-    "keep_checkpoints", "schedule_updates",
-})  # fmt: skip
-
-
-def differing(then: ReasonOptions, now: ReasonOptions) -> list[str]:
-    """Options that must not change within a run and did, as ``name then -> now``."""
-    before, after = (_flat(options) for options in (then, now))
-    names = [name for name in dict.fromkeys([*before, *after]) if name not in _MAY_CHANGE]
-    changes = [(name, before.get(name), after.get(name)) for name in names]
-    return [f"{name} {old} -> {new}" for name, old, new in changes if old != new]
-
-
-def _flat(options: ReasonOptions) -> dict[str, Any]:
-    """The options by name, those of the learner beside the others."""
-    plain = to_plain(options)
-    learner = plain.pop(options.algorithm)
-    return plain | learner

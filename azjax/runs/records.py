@@ -11,11 +11,11 @@ import numpy as np
 from azjax.counters import counter_to_int
 from azjax.evaluation import Episodes, summarize
 from azjax.runs import hosts
-from azjax.runs.options import RunOptions
+from azjax.runs.run_options import EnvRunOptions
 from azjax.training import Metrics
 
 
-def training_record(metrics: Metrics, options: RunOptions, seconds: float) -> dict[str, Any]:
+def training_record(metrics: Metrics, options: EnvRunOptions, seconds: float) -> dict[str, Any]:
     """The line of ``metrics.jsonl`` for one call; what no episode ended for is left out."""
     env_steps = counter_to_int(jax.tree.map(lambda x: x[-1], metrics.env_steps))
     totals = metrics.episodes

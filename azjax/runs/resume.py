@@ -1,4 +1,4 @@
-"""Going on with a run from its folder: what ``azjax resume`` does, and what must hold before it may."""
+"""Going on with a run of any kind from its folder, and what must hold before that may be."""
 
 from __future__ import annotations
 
@@ -7,37 +7,23 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from azjax.config import ConfigError, require, require_number
+import jax
+
+from azjax.config import ConfigError, require
 from azjax.runs import hosts, machine
 from azjax.runs.checkpoints import Checkpoints, Restored, check_space
 from azjax.runs.folder import RunFolder, write_text
 from azjax.runs.loop import Position
-from azjax.runs.options import OptionsT, RunOptions, TrainOptions, flat_options, parse_options, read_options, to_yaml
 from azjax.runs.plain import from_plain
-from azjax.runs.programs import updates_per_look
+from azjax.runs.programs import choose_devices, updates_per_look
 from azjax.runs.reading import read_limited
 from azjax.runs.results import clean
-from azjax.runs.train import RunResult, console_of, prepare, run, start_machine
-
-
-class Kind(NamedTuple):
-    """What a kind of run has of its own when it goes on: its options, and how it is prepared and run."""
-
-    options: type[RunOptions]
-    prepare: Callable[..., Any]  # of resolved options and ``fewer``; has ``options`` and ``compiled``
-    run: Callable[..., Any]
-
-
-def resume(
-    path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
-) -> RunResult:
-    """Goes on with a training run: see ``resume_as``."""
-    result: RunResult = resume_as(Kind(TrainOptions, prepare, run), path, steps=steps, devices=devices, quiet=quiet)
-    return result
+from azjax.runs.run_options import OptionsT, RunOptions, flat_options, parse_options, read_options, to_yaml
+from azjax.runs.starting import Kind, carry_out, console_of, start_machine
 
 
 def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, devices: int | None, quiet: bool) -> Any:
@@ -49,12 +35,13 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
     Args:
       kind: of the run.
       path: the run's folder.
-      steps: environment steps of the whole run, if other than before; a schedule of the learning rate is stretched.
+      steps: length of the whole run in the kind's unit, if other than before; a schedule of the learning rate is
+        stretched.
       devices: as for ``train``. Default: as many as before, or as there are if there are fewer; bits may then differ.
       quiet: print only the summary.
 
     Returns:
-      What the kind's ``run`` does.
+      What the kind's ``result`` makes of it.
 
     Raises:
       ConfigError: if the folder holds no run, or one that this can't go on with.
@@ -71,19 +58,19 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
         saved = checkpoints.updates()
         require(
             steps is not None or saved[-1:] != [options.updates] or not folder.file("summary.json").exists(),
-            f"run {folder.path} is finished ({options.total_steps:,} environment steps); --steps makes it longer",
+            f"run {folder.path} is finished ({options.total_steps:,} {options.unit}); --steps makes it longer",
         )
         if steps is not None:
             options = lengthened(options, steps, saved)
         if devices is not None:
             options = dataclasses.replace(options, devices=devices)
         options.validate()
-        prepared = kind.prepare(options, fewer=devices is None)
-        options = prepared.options
-        found = checkpoints.restore(prepared.compiled.state)
+        plan = kind.prepare(options, settle(options, fewer=devices is None))
+        options = plan.options
+        found = checkpoints.restore(plan.state)
         position = Position() if found is None else read_position(found, folder)
         check_goes_on(folder, before, options, found, position)
-        check_space(folder.path, prepared.compiled.state, max(1, options.keep_checkpoints + 2 - len(saved)))
+        check_space(folder.path, plan.state, max(1, options.keep_checkpoints + 2 - len(saved)))
         for line in what_differs(before, options, found):
             console.say(line)
         if not hosts.is_first():
@@ -93,25 +80,36 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
             write_text(folder.file("config.yaml"), to_yaml(options))
         position.clock.count_from(start)
         console.total_steps = options.total_steps
-        return kind.run(prepared, folder, found, position, checkpoints, console)
+        return carry_out(kind, plan, folder, found, position, checkpoints, console)
+
+
+def settle(options: RunOptions, *, fewer: bool) -> int:
+    """How many devices to use.
+
+    Args:
+      options: resolved.
+      fewer: take as many as there are if the options ask for more.
+    """
+    if fewer and options.devices is not None and options.devices > jax.device_count():
+        options = dataclasses.replace(options, devices=None)
+    return choose_devices(options)
 
 
 def lengthened(options: OptionsT, steps: int, saved: Sequence[int]) -> OptionsT:
-    """The options with another number of environment steps, and what depends on it.
+    """The options of a run of another length, and what depends on it.
 
     Calls must end where every checkpoint was made, since each of them may be the one to go on from.
 
     Args:
       options: of the run so far, as they were used.
-      steps: environment steps of the whole run.
+      steps: length of the whole run, in its unit.
       saved: the updates of the checkpoints.
     """
-    longer = dataclasses.replace(options, steps=steps)
-    require_number("steps", steps, 1, 2**53)
+    longer = options.with_steps(steps)
     common = math.gcd(longer.updates, *saved)
     most = max(options.updates_per_call or 1, updates_per_look(longer))
     per_call = max(n for n in range(1, most + 1) if common % n == 0)
-    learner = options.learner.lengthened(longer.updates, options.updates)
+    learner = options.learner.lengthened(longer.learner_calls, options.learner_calls)
     return dataclasses.replace(longer, updates_per_call=per_call, learner=learner)
 
 
@@ -134,7 +132,8 @@ def check_goes_on(
     if found is None:
         metrics = folder.file("metrics.jsonl")
         # A kill between the first evaluation and its checkpoint loses nothing that training doesn't repeat.
-        evaluations = read_limited(metrics, 1 << 28).count(b'"eval/episodes"') if metrics.exists() else 0
+        lines = read_limited(metrics, 1 << 28).splitlines() if metrics.exists() else []
+        evaluations = sum(b'"eval/' in line for line in lines)
         require(
             evaluations < 2 and not any(folder.path.glob("summary*.json")),
             f"run {folder.path} has results, but no checkpoint to go on from; restore its checkpoints folder, or start "
@@ -151,8 +150,8 @@ def check_goes_on(
     )
     require(
         position.update <= options.updates,
-        f"steps is {options.steps}, but run {folder.path} has trained "
-        f"{options.steps_after(position.update)} already; ask for more, or start another run",
+        f"the run would end after {options.total_steps:,} {options.unit}, but {folder.path} has trained "
+        f"{options.steps_after(position.update):,} already; ask for more, or start another run",
     )
     per_call = options.updates_per_call or 1
     require(
@@ -164,23 +163,25 @@ def check_goes_on(
 
 # What may differ between two processes of one run, and what ``lengthened`` derives.
 _MAY_CHANGE = frozenset({
-    "run", "quiet", "cache", "devices", "steps", "schedule_updates", "updates_per_call", "evaluations", "tensorboard",
-    "wandb", "checkpoint_seconds", "keep_checkpoints",
+    "run", "quiet", "cache", "devices", "steps", "updates", "schedule_updates", "updates_per_call", "evaluations",
+    "tensorboard", "wandb", "checkpoint_seconds", "keep_checkpoints",
 })  # fmt: skip
 
 
 def differing_options(then: RunOptions, now: RunOptions) -> list[str]:
     """Options that must not change within a run and did, as ``name then -> now``."""
-    pairs = zip(flat_options(then).items(), flat_options(now).values(), strict=True)
-    return [f"{name} {old} -> {new}" for (name, old), new in pairs if old != new and name not in _MAY_CHANGE]
+    before, after = flat_options(then), flat_options(now)
+    names = [name for name in dict.fromkeys([*before, *after]) if name not in _MAY_CHANGE]
+    changes = [(name, before.get(name), after.get(name)) for name in names]
+    return [f"{name} {old} -> {new}" for name, old, new in changes if old != new]
 
 
 def what_differs(before: RunOptions, options: RunOptions, found: Restored | None) -> list[str]:
     """What the user should know of a resumed run, a line each."""
     if found is None:
         return [f"{options.run} has no checkpoint; training starts anew"]
-    lines = [f"going on after {found.record['env_steps']:,} environment steps"]
-    if options.devices != before.devices:
+    lines = [f"going on after {found.record['env_steps']:,} {options.unit}"]
+    if before.devices not in (None, options.devices):
         lines.append(f"on {options.devices} devices instead of {before.devices}: bits may differ from those of one run")
     if options.learner != before.learner:
         lines.append(f"the schedule of the learning rate is stretched to {options.updates} updates")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,20 +18,16 @@ from azjax.counters import counter_to_int
 from azjax.envs.lanes import choose_vectorize
 from azjax.evaluation import Episodes, compile_evaluator, make_evaluator
 from azjax.runs import machine
-from azjax.runs.checkpoints import Checkpoints, Restored
-from azjax.runs.conduct import compiled, conduct
-from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder
-from azjax.runs.loop import Clock, Position
-from azjax.runs.options import to_yaml
-from azjax.runs.policy import save_policy
 from azjax.runs.programs import check_memory, updates_per_look
 from azjax.runs.records import first_episodes
-from azjax.runs.resume import Kind, resume_as
+from azjax.runs.resume import resume_as
+from azjax.runs.run_options import to_yaml
 from azjax.runs.selfplay_options import SelfPlayOptions, resolve_selfplay
 from azjax.runs.selfplay_records import held_out_line, held_out_record, selfplay_record, successes_of
 from azjax.runs.selfplay_summary import finish, summary_table
-from azjax.runs.train import EVALUATION_SEED, settle, start
+from azjax.runs.starting import Kind, start
+from azjax.runs.train import EVALUATION_SEED, RunResult, result_of, save_policies
 from azjax.selfplay.bodies import make_task_env, task_family, wider_family
 from azjax.selfplay.heldout import HeldOut, held_out_grid, repeat_tasks
 from azjax.selfplay.proposers.choices import make_proposer
@@ -41,16 +35,6 @@ from azjax.selfplay.tasks import TaskEnvironment
 from azjax.selfplay.trainer import SelfPlayMetrics, SelfPlayState, make_selfplay
 from azjax.training import CompiledTrainer, compile, make_mesh
 from azjax.types import Learner
-
-
-class SelfPlayResult(NamedTuple):
-    """A finished run."""
-
-    folder: Path
-    summary: dict[str, Any]
-    learner: Learner
-    params: Any
-    env: TaskEnvironment
 
 
 class SelfPlayPlan(NamedTuple):
@@ -64,6 +48,11 @@ class SelfPlayPlan(NamedTuple):
     compiled: CompiledTrainer
     seconds: float  # spent on tracing so far
 
+    @property
+    def state(self) -> Any:
+        """Shapes of the train state."""
+        return self.compiled.state
+
 
 class SelfPlayPrograms(NamedTuple):
     """What a run executes, compiled."""
@@ -74,7 +63,7 @@ class SelfPlayPrograms(NamedTuple):
     seconds: float
 
 
-def selfplay(options: SelfPlayOptions) -> SelfPlayResult:
+def selfplay(options: SelfPlayOptions) -> RunResult:
     """Trains a solver and a proposer of tasks, and leaves a folder with everything about the run.
 
     The folder holds what that of a training run does, and ``tasks.npz``, ``heldout.npz`` and ``selfplay.html``.
@@ -83,30 +72,24 @@ def selfplay(options: SelfPlayOptions) -> SelfPlayResult:
       ConfigError: for options that can't work, before anything is compiled or written.
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
-    clock = Clock()
-    options = resolve_selfplay(options)
-    options.validate()
-    result: SelfPlayResult = start(options, prepare, run, clock)
+    result: RunResult = start(KIND, options)
     return result
 
 
 def resume(
     path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
-) -> SelfPlayResult:
+) -> RunResult:
     """Goes on with a self-play run: see ``azjax.runs.resume.resume_as``."""
-    kind = Kind(SelfPlayOptions, prepare, run)
-    result: SelfPlayResult = resume_as(kind, path, steps=steps, devices=devices, quiet=quiet)
+    result: RunResult = resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet)
     return result
 
 
-def prepare(options: SelfPlayOptions, *, fewer: bool = False) -> SelfPlayPlan:
-    """Settles what must be settled before JAX starts, and traces the programs of valid options.
+def prepare(options: SelfPlayOptions, devices: int) -> SelfPlayPlan:
+    """Body, proposer, learner and the traced program of resolved options; nothing is compiled yet.
 
-    Args:
-      options: resolved.
-      fewer: take as many devices as there are if the options ask for more.
+    Raises:
+      ConfigError: if something doesn't fit together, or not into memory.
     """
-    devices = settle(options, fewer=fewer)
     began = time.monotonic()
     with machine.rare_collection():
         own = None if options.env == "pointmass" else options.backend
@@ -158,29 +141,20 @@ def build(plan: SelfPlayPlan) -> SelfPlayPrograms:
     return programs._replace(seconds=plan.seconds + time.monotonic() - began)
 
 
-def run(
-    plan: SelfPlayPlan,
-    folder: RunFolder,
-    found: Restored | None,
-    position: Position,
-    checkpoints: Checkpoints,
-    console: RunConsole,
-) -> SelfPlayResult:
-    """Compiles, trains from a position, and finishes."""
-    options = plan.options
-    console.say(describe(options))
-    programs = compiled(lambda: build(plan), folder.path, console)
-    position.clock.compilation += programs.seconds
-    job = SelfPlayJob(plan, programs, functools.partial(save_policies, folder, plan))
-    state, episodes = conduct(job, folder, found, position, checkpoints, console, options)
-    job.keep(state, False)  # where the last evaluation could not
-    summary = finish(job, state, episodes, position, folder, console.warn)
-    console.summary(*summary_table(folder, summary))
-    return SelfPlayResult(folder.path, summary, plan.learner, state.learner.params, plan.env)
+def build_job(plan: SelfPlayPlan, folder: RunFolder) -> tuple[SelfPlayJob, float]:
+    """Compiles the programs; how long that and tracing took."""
+    programs, options = build(plan), plan.options
+    settings = {"episode_length": options.episode_length, "action_repeat": options.action_repeat, "randomize": False}
+
+    def save(params: Any, better: bool) -> None:
+        save_policies(folder, plan.env, params, options.learner, settings, better)
+
+    return SelfPlayJob(plan, programs, save), programs.seconds
 
 
-def describe(options: SelfPlayOptions) -> str:
+def describe(plan: SelfPlayPlan) -> str:
     """One line on what is about to run."""
+    options = plan.options
     platform, devices = jax.devices()[0].platform, options.devices or 1
     return (
         f"self-play on {options.env} ({options.backend}), tasks {', '.join(options.types)}: {options.proposer} "
@@ -249,14 +223,13 @@ class SelfPlayJob:
         self._save(state.learner.params, better)
 
 
-def save_policies(folder: RunFolder, plan: SelfPlayPlan, params: Any, best: bool) -> None:
-    """Writes the policy into the run's folder, and into ``best`` below it if it is the best so far."""
-    options = plan.options
-    settings = {
-        "episode_length": options.episode_length,
-        "action_repeat": options.action_repeat,
-        "randomize": False,
-    }
-    for place in [folder.path, folder.file("best")] if best else [folder.path]:
-        place.mkdir(exist_ok=True)
-        save_policy(place, params, plan.env, config=options.learner, settings=settings)
+KIND = Kind(
+    options=SelfPlayOptions,
+    resolve=resolve_selfplay,
+    prepare=prepare,
+    describe=describe,
+    build=build_job,
+    finish=finish,
+    table=summary_table,
+    result=result_of,
+)

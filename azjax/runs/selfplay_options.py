@@ -13,7 +13,7 @@ from azjax.algorithms import ALGORITHMS
 from azjax.config import nearest, require, require_number
 from azjax.envs.lanes import check_division, check_lengths
 from azjax.envs.registry import check_env_name, default_backend
-from azjax.runs.options import AlgorithmName, RunOptions, with_changes
+from azjax.runs.run_options import AlgorithmName, EnvRunOptions, with_changes
 from azjax.selfplay.baselines import Baseline
 from azjax.selfplay.bodies import BODIES, episode_length_of, task_family
 from azjax.selfplay.config import SelfPlayConfig, SolverReward
@@ -26,7 +26,7 @@ _OWN_BACKEND = "azjax"
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfPlayOptions(RunOptions):
+class SelfPlayOptions(EnvRunOptions):
     """Options of one self-play run."""
 
     kind: ClassVar[str] = "selfplay"

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from azjax.counters import counter_to_int
-from azjax.evaluation import Episodes
 from azjax.runs import machine
 from azjax.runs.folder import RunFolder, read_metrics, replacing, write_json
-from azjax.runs.loop import Position
 from azjax.runs.policy import params_sha256
 from azjax.runs.records import evaluation_statistics
 from azjax.runs.replay import recorded_motion, write_motion
 from azjax.runs.selfplay_pictures import draw_curves, picture_section, save_tasks, write_page
 from azjax.runs.selfplay_records import held_out_record, successes_of
+from azjax.runs.starting import Outcome
 from azjax.runs.summary import duration
 from azjax.selfplay.heldout import COVERED, HeldOut
 from azjax.selfplay.spaces import TaskFamily
 from azjax.selfplay.trainer import SelfPlayState
 
 if TYPE_CHECKING:
-    from azjax.runs.selfplay import SelfPlayJob
+    from azjax.runs.selfplay import SelfPlayJob, SelfPlayPlan
 
 _NEIGHBOURS = 8
 
 
-def finish(
-    job: SelfPlayJob,
-    state: SelfPlayState,
-    episodes: Episodes,
-    position: Position,
-    folder: RunFolder,
-    warn: Callable[[str], None],
-) -> dict[str, Any]:
+def finish(plan: SelfPlayPlan, job: SelfPlayJob, outcome: Outcome) -> dict[str, Any]:
     """Makes pictures and replays, without which a run can do; then the summary, which says that it is over."""
-    plan, clock = job.plan, position.clock
-    options, family = plan.options, plan.env.family
+    state, episodes, position, folder, warn = outcome
+    clock, options, family = position.clock, plan.options, plan.env.family
     success = successes_of(episodes, options)
     scores = held_out_record(state, episodes, success, plan.held_out, family, clock.training)
     env_steps, training_steps = counter_to_int(state.env_steps), counter_to_int(state.training_steps)

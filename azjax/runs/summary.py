@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from azjax.counters import counter_to_int
@@ -18,27 +17,22 @@ from azjax.runs.policy import params_sha256
 from azjax.runs.programs import Plan
 from azjax.runs.records import evaluation_statistics
 from azjax.runs.replay import save_replay
+from azjax.runs.starting import Outcome
 from azjax.training import TrainState
 
 
-def finish(
-    prepared: Plan,
-    state: TrainState,
-    episodes: Episodes,
-    position: Position,
-    folder: RunFolder,
-    warn: Callable[[str], None],
-) -> dict[str, Any]:
+def finish(plan: Plan, job: object, outcome: Outcome) -> dict[str, Any]:
     """Makes picture and replay, without which a run can do; then the summary, which says that it is over."""
-    position.clock.lap()
-    summary = run_summary(prepared.options, prepared.env, state, episodes, position)
+    folder, episodes = outcome.folder, outcome.result
+    outcome.position.clock.lap()
+    summary = run_summary(plan.options, plan.env, outcome.state, episodes, outcome.position)
     title = title_of(summary)
     try:
         plot_curves(folder.file("curves.png"), read_metrics(folder.file("metrics.jsonl")), title=title)
         if episodes.frames is not None:
-            save_replay(folder.file("replay.html"), prepared.env, episodes, prepared.options.action_repeat, title)
+            save_replay(folder.file("replay.html"), plan.env, episodes, plan.options.action_repeat, title)
     except (OSError, ValueError, KeyError) as error:
-        warn(f"curves or replay could not be made: {error}")
+        outcome.warn(f"curves or replay could not be made: {error}")
     write_json(folder.file("summary.json"), summary)
     return summary
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from azjax.config import ConfigError, nearest, require, require_number, traced_names
-from azjax.runs.options import TrainOptions, flat_options, resolve, with_changes
+from azjax.runs.options import TrainOptions, resolve
+from azjax.runs.run_options import flat_options, with_changes
 
 # Options of a run that belong to all members or to none.
 _NOT_SWEPT = frozenset({

@@ -24,7 +24,7 @@ from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder, check_free, write_text
 from azjax.runs.groups import shown
 from azjax.runs.kinds import SWEEP
-from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, to_plain
+from azjax.runs.options import TrainOptions
 from azjax.runs.parts import Part, rungs, train_part
 from azjax.runs.population import (
     PartPlan,
@@ -36,10 +36,11 @@ from azjax.runs.population import (
     member_bytes,
 )
 from azjax.runs.reading import parse_yaml, read_limited
+from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
+from azjax.runs.starting import console_of, start_machine
 from azjax.runs.summary import duration
 from azjax.runs.sweep import Group, Member, group_members, member_options, parts_of
 from azjax.runs.sweep_results import write_results
-from azjax.runs.train import console_of, start_machine
 
 _LARGEST_SWEEP = 1 << 22
 _MEND = "use another copy of it, or the version that wrote it"

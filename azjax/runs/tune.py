@@ -21,8 +21,9 @@ from azjax.runs.console import RunConsole
 from azjax.runs.folder import RunFolder, check_free, write_json, write_text
 from azjax.runs.groups import shown
 from azjax.runs.kinds import TUNE
-from azjax.runs.options import SCHEMA, TrainOptions, options_from_plain, preset_values, resolve, to_plain
+from azjax.runs.options import TrainOptions, preset_values, resolve
 from azjax.runs.reading import parse_yaml, read_json, read_limited
+from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
 from azjax.runs.sweep import Axes, Member, Range, member_options, read_axis
 from azjax.runs.sweep_results import to_csv
 from azjax.runs.sweeps import Sweep, run_sweep

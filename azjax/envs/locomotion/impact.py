@@ -1,9 +1,10 @@
 """Physics steps that also tell the contact forces on each link.
 
-On mjx they are those of MuJoCo's solver, exactly: the linear part of ``cfrc_ext`` from ``rne_postconstraint``, which
-MJX leaves out of its step unless a sensor needs it. On spring there is no contact force: collisions change the links'
-velocities in each time step, and what is reported is that change of momentum over the time, an approximation whose
-impulses the pipeline itself has averaged over the contact points of a link.
+On mjx they follow exactly from the forces that its solver found: the linear part of ``cfrc_ext`` from
+``rne_postconstraint``, which MJX leaves out of its step unless a sensor needs it. The solver's few iterations
+(``models.SOLVERS``) make those forces themselves inexact. On spring there is no contact force: collisions change the
+links' velocities in each time step, and what is reported is that change of momentum over the time, an approximation
+whose impulses the pipeline itself has averaged over the contact points of a link.
 """
 
 from __future__ import annotations

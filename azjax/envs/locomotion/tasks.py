@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from brax.envs.base import PipelineEnv, State
+from mujoco.mjx._src import smooth
 
 from azjax.config import require_number
 from azjax.envs.locomotion.impact import control_step
@@ -89,8 +90,10 @@ class Body(PipelineEnv):  # type: ignore[misc]
 
     def centre(self, state: Any) -> Array:
         """The centre of mass ``[3]`` in m."""
-        # Randomised masses are all scaled by one factor.
-        return self._shares @ (state.x_i.pos if self.backend == "spring" else state.xipos[1:])
+        # Randomised masses are all scaled by one factor. A step of mjx leaves the links where they were before its last
+        # substep; only its q is that of after.
+        links = state.x_i.pos if self.backend == "spring" else smooth.kinematics(self.sys, state).xipos[1:]
+        return self._shares @ links
 
     def observe(self, state: Any) -> Array:
         """The state as the policy sees it."""
