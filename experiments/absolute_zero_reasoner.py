@@ -1,8 +1,8 @@
 """What does self-play from zero data teach a small model, and which part matters? Arms: docs/reasoning.md.
 
-Command:   python experiments/absolute_zero_reasoner.py run --scale cpu --out runs/reasoner
+Command:   python experiments/absolute_zero_reasoner.py run --scale cpu --jobs 2 --out runs/reasoner
            python experiments/absolute_zero_reasoner.py report --out runs/reasoner
-Hardware:  2 CPU cores; --scale gpu is for one accelerator (--jobs 1)
+Hardware:  2 CPU cores, a run on each (--jobs 2); --scale gpu is for one accelerator (--jobs 1)
 Time:      until --minutes are over; what is missing is run at the next start, a run that was cut off goes on
 Expected:  not known before the runs; the plan below was written down before them
 
@@ -170,6 +170,7 @@ def options_of(args: argparse.Namespace, arm: str, seed: int, updates: int) -> R
         reasoner=dataclasses.replace(base.reasoner, **own),
         updates=updates,
         updates_per_call=scale.updates_per_call,
+        devices=1,
         seed=seed,
         run=args.out / arm / str(seed),
         tensorboard=False,

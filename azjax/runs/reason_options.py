@@ -18,6 +18,7 @@ from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy, policy_of_size
 from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, make_reasoner
 from azjax.reasoning.splits import LARGEST_SPLIT, Split
+from azjax.runs import machine
 from azjax.runs.run_options import RunOptions
 from azjax.trpo import TRPOConfig
 
@@ -119,15 +120,16 @@ class ReasonOptions(RunOptions, DomainOptions):
 
     kind: ClassVar[str] = "reason"
     unit: ClassVar[str] = "updates"
+    keeps_devices: ClassVar[bool] = True
 
     run: Path | None = None
     """Folder for the results; must be new or empty. Default: runs/reason-DOMAIN-SEED-TIME."""
     devices: int | None = None
-    """Devices to use: a run of the reasoner uses a single one."""
+    """Devices to use, for good. Default: as many as batches can be divided among; a CPU has one a core."""
     updates: int = 4000
     """Updates of the run."""
     capacity: int = 16384
-    """Triplets that the memory of each task type holds."""
+    """Triplets that the memory of each task type holds, divided among devices."""
     per_class: int = 0
     """Triplets with the same meaning that it holds at most; 0: any number."""
     recency: bool = False
@@ -175,8 +177,15 @@ class ReasonOptions(RunOptions, DomainOptions):
         return updates
 
     def check_devices(self, devices: int) -> None:
-        """Raises ``ConfigError`` unless there is a single device."""
-        require(devices == 1, f"devices is {devices}; a run of the reasoner uses a single one")
+        """Raises ``ConfigError`` unless what an update makes, and memory, can be divided among that many devices."""
+        require_number("devices", devices, 1, 2**20)
+        parts = {"batch": self.reasoner.batch, "imitation_batch": self.reasoner.imitation_batch}
+        parts |= {"the drawn part of a batch": self.reasoner.drawn, "capacity": self.capacity}
+        for name, number in parts.items():
+            require(
+                number % devices == 0,
+                f"{name} is {number}, which {devices} devices can't divide; change one of the two",
+            )
 
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
@@ -218,7 +227,7 @@ def resolve(options: ReasonOptions) -> ReasonOptions:
 
 
 def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, TokenPolicy, Reasoner]:
-    """Domain, model and training program of a run; nothing is compiled.
+    """Domain, model and training program of a run, as on each of its devices; nothing is compiled.
 
     Args:
       options: of the run.
@@ -227,7 +236,8 @@ def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, Tok
     Raises:
       ConfigError: if they don't fit together.
     """
-    changes: dict[str, Any] = {"capacity": options.capacity}
+    devices = options.devices or 1
+    changes: dict[str, Any] = {"capacity": options.capacity // devices}
     if options.domain == "lists":
         changes |= {
             "held_out": None if split is None else split.held_out,
@@ -238,5 +248,10 @@ def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, Tok
         }
     domain = options.make_domain(**changes)
     policy = options.make_policy(domain.vocabulary)
-    learner = make_learner(options.learner, network=policy)
-    return domain, policy, make_reasoner(domain, policy, options.reasoner, learner=learner)
+    learner = make_learner(options.learner, network=policy, axis_name=machine.AXIS)
+    config = dataclasses.replace(
+        options.reasoner,
+        batch=options.reasoner.batch // devices,
+        imitation_batch=options.reasoner.imitation_batch // devices,
+    )
+    return domain, policy, make_reasoner(domain, policy, config, learner=learner)
