@@ -123,7 +123,7 @@ SCALES = {
         "size": "micro", "max_lines": 1, "batch": 4, "imitation_batch": 4, "capacity": 64,
         "evaluation_questions": 4, "evaluation_samples": 2,
     }),
-    "cpu": Scale(2000, 20, 3, 128, 64, 16384, {"size": "tiny", "max_lines": 2}),
+    "cpu": Scale(1200, 20, 3, 128, 64, 16384, {"size": "tiny", "max_lines": 2}),
     "gpu": Scale(10_000, 50, 5, 512, 64, 65536, {
         "size": "small", "max_lines": 3, "batch": 256, "imitation_batch": 768, "attempts": 8,
     }),
