@@ -419,6 +419,52 @@ def reasoning(
     return {**time_chain(compiled, compiled(carry), work=work, repeats=repeats), **seconds, "unit": unit}
 
 
+def reasoner(
+    size: str = "micro", max_lines: int = 1, devices: int = 2, batch: int = 16, updates: int = 5, repeats: int = 9
+) -> dict[str, Any]:
+    """Updates/s of the whole loop as ``azjax reason train`` runs it, with its tokens/s and executions/s.
+
+    Args:
+      size: of the model.
+      max_lines: of the longest program.
+      devices: among which the batch is divided.
+      batch: of each task type, on all devices together.
+      updates: in a call.
+      repeats: of the call.
+    """
+    import azjax
+    from azjax.algorithms import make_learner
+    from azjax.counters import counter_to_int
+    from azjax.reasoning.devices import compile_reasoner
+    from azjax.reasoning.reasoner import make_reasoner
+    from azjax.runs.reason_options import ReasonOptions
+
+    options = ReasonOptions(size=size, max_lines=max_lines)
+    domain = options.make_domain(capacity=options.capacity // devices)
+    policy = options.make_policy(domain.vocabulary)
+    config = dataclasses.replace(
+        options.reasoner, batch=batch // devices, imitation_batch=3 * batch // devices, first_level=max_lines
+    )
+    learner = make_learner(options.learner, network=policy, axis_name=AXIS)
+    whole = make_reasoner(domain, policy, config, learner=learner)
+    program = compile_reasoner(whole, azjax.make_mesh(devices, AXIS), updates)
+    compiled, seconds = compile_timed(program.step, program.state)
+    spent = []
+
+    def step(state: Any) -> Any:
+        state, _ = compiled(state)
+        spent.append([counter_to_int(jax.device_get(count)) for count in state.counts])
+        return state
+
+    timed = time_chain(step, program.init(jax.random.key(0)), work=updates, repeats=repeats)
+    names = ("tokens_decoded", "tokens_trained", "executions")
+    each = {
+        name: (b - a) / (repeats * updates) for name, a, b in zip(names, spent[-1 - repeats], spent[-1], strict=True)
+    }
+    rates = {f"{name}_per_second": timed["rate"] * amount for name, amount in each.items()}
+    return {**timed, **rates, **seconds, "unit": "updates/s"}
+
+
 def _checksum(*trees: Any) -> Any:
     """0, which the compiler does not know: so nothing that it depends on is left out."""
     total = sum(jnp.sum(x.astype(jnp.int32)) for x in jax.tree.leaves(trees))
@@ -455,6 +501,7 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     "startup_once": startup_once,
     "threshold": threshold,
     "reasoning": reasoning,
+    "reasoner": reasoner,
     "describe": describe,
 }
 

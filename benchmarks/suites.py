@@ -211,7 +211,7 @@ def trpo() -> list[Case]:
 
 
 def reasoning() -> list[Case]:
-    """The list-processing language: executions/s beside plain Python's, verification, probes, grammar decoding."""
+    """List programs: executions/s beside plain Python's, verification, probes, grammar decoding; the whole loop."""
     cases = [Case("execute, plain Python", "reasoning", {"part": "python", "programs": 512, "repeats": 5})]
     for programs, inputs in ((256, 4), (2048, 32), (16_384, 32)):
         for devices in (1, 2):
@@ -220,6 +220,11 @@ def reasoning() -> list[Case]:
     for part, programs in (("verify", 2048), ("probe", 2048), ("decode", 2048)):
         options = {"part": part, "programs": programs, "devices": 2}
         cases.append(Case(f"{part} {programs}, 2 devices", "reasoning", options))
+    for size, lines, batch in (("micro", 1, 16), ("tiny", 1, 16), ("tiny", 2, 16), ("tiny", 2, 64)):
+        for devices in (1, 2):
+            options = {"size": size, "max_lines": lines, "batch": batch, "devices": devices}
+            label = f"loop, {size} model, {lines} line(s), batch {batch}, {devices} device(s)"
+            cases.append(Case(label, "reasoner", options))
     return cases
 
 

@@ -1,4 +1,4 @@
-"""The studies of the GAE paper on tiny settings, end to end, and their statistics against numbers known beforehand."""
+"""The studies on tiny settings, end to end, and their statistics against numbers known beforehand."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import absolute_zero_locomotion as absolute_zero  # noqa: E402
+import absolute_zero_reasoner as reasoner  # noqa: E402
 import bias_variance  # noqa: E402
 import bias_variance_report as bias  # noqa: E402
 import gae_lambda_sweep  # noqa: E402
@@ -266,3 +267,106 @@ def test_every_arm_of_a_study_is_a_valid_run(scale: str, tmp_path: Path) -> None
         options = resolve_selfplay(absolute_zero.options_of(arguments, arm, 3))
         options.validate()
         assert (options.seed, options.proposer) == (3, absolute_zero.ARMS[arm]["proposer"])
+
+
+# ---- the reasoner
+
+
+def reasoner_run(folder: Path, greedy: float, *, updates: int, executions: int, tokens: int) -> None:
+    """A finished run of an arm as the study reads it."""
+    folder.mkdir(parents=True)
+    row = {"questions": 10, "greedy": greedy, "greedy low": greedy - 0.1, "greedy high": greedy + 0.1}
+    row |= {"pass@1": greedy, "pass@1 low": 0.0, "pass@1 high": 1.0}
+    (folder / "examination.json").write_text(json.dumps({task: {"2 lines": row} for task in reasoner.TASKS}))
+    summary = {"updates": updates, "level": 2, "executions": executions, "tokens_trained": tokens}
+    (folder / "summary.json").write_text(json.dumps(summary | {"seconds": {"total": 3.0}}))
+    (folder / "config.yaml").write_text(f"updates: {updates}\n")
+    lines = [
+        {
+            "env_steps": n,
+            "train/deduction/written_level": (1 + n / 10) / 4,
+            "train/deduction/written_accepted": 0.25,
+            "eval/induction/2 lines/greedy": 0,
+        }
+        for n in range(1, 11)
+    ]
+    lines.insert(5, {"env_steps": 5.5, "train/deduction/written_level": 0.0, "train/deduction/written_accepted": 0.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_an_arm_is_made_longer_until_the_scarcer_of_two_counts_is_spent(tmp_path: Path) -> None:
+    args = reasoner.parse(["run", "--scale", "cpu", "--out", str(tmp_path), "--updates", "1000"])
+    assert reasoner.next_length(args, "full", 0) == 1000
+    assert reasoner.next_length(args, "long", 0) == 4000
+    assert reasoner.next_length(args, "no-gate", 0) == 400
+    reasoner_run(tmp_path / "full" / "0", 0.5, updates=1000, executions=10_000, tokens=5_000)
+    assert reasoner.next_length(args, "full", 0) is None
+    # A third of the executions and half of the tokens with 400 updates: the tokens end it.
+    reasoner_run(tmp_path / "only-deduction" / "0", 0.5, updates=400, executions=3_333, tokens=2_500)
+    assert reasoner.next_length(args, "only-deduction", 0) == 800
+    # Whole calls of 20 updates, and nothing for less than a hundredth more.
+    reasoner_run(tmp_path / "no-gate" / "0", 0.5, updates=400, executions=4_100, tokens=1_000)
+    assert reasoner.next_length(args, "no-gate", 0) == 960
+    reasoner_run(tmp_path / "leak-05" / "0", 0.5, updates=980, executions=9_990, tokens=1_000)
+    assert reasoner.next_length(args, "leak-05", 0) is None
+    # A run that was cut off while it was made longer is not taken for a whole one.
+    (tmp_path / "leak-05" / "0" / "config.yaml").write_text("updates: 1000\n")
+    assert reasoner.spent_by(tmp_path / "leak-05" / "0") is None
+
+
+def test_the_report_of_the_reasoner_gives_means_and_shares_of_the_budget(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        reasoner_run(tmp_path / "full" / str(seed), 0.5 + 0.1 * seed, updates=10, executions=100, tokens=50)
+        reasoner_run(tmp_path / "pure-rl" / str(seed), 0.25, updates=20, executions=100, tokens=25)
+    search = tmp_path / "search" / "0"
+    search.mkdir(parents=True)
+    found = {"induction, random programs": {"2 lines": {"1": 0.0, "8": 0.25}}}
+    (search / "examination.json").write_text(json.dumps(found))
+    done = run("absolute_zero_reasoner.py", "report", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    arms = json.loads((tmp_path / "results.json").read_text())["arms"]
+    assert arms["full"]["marks"]["induction"]["2 lines"]["greedy"] == pytest.approx(0.55)
+    assert arms["pure-rl"]["share_of_budget"] == [1.0, 0.5]
+    assert arms["pure-rl"]["written_lines"] == pytest.approx([1.15, 1.95])
+    table = (tmp_path / "table.md").read_text()
+    assert "| full | 0.550 [0.450, 0.650] | 0.550 [0.000, 1.000] |" in table
+    assert "| pure-rl | 2 | 20 | 0.00M | 0.00M | 1.00, 0.50 | 2.0 | 1.15 to 1.95 |" in table
+    assert "| induction, random programs | 2 lines | 1: 0.000, 8: 0.250 |" in table
+    assert (tmp_path / "curves.png").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("scale", list(reasoner.SCALES))
+def test_every_arm_of_the_reasoner_is_a_valid_run(scale: str, tmp_path: Path) -> None:
+    args = reasoner.parse(["run", "--scale", scale, "--out", str(tmp_path)])
+    for arm in reasoner.ARMS:
+        options = reasoner.options_of(args, arm, 3, reasoner.updates_of(args))
+        options.validate()
+        assert (options.seed, options.run) == (3, tmp_path / arm / "3")
+
+
+def test_the_study_of_the_reasoner_refuses_what_it_cannot_run(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--arms", "fool"], "no arm 'fool'"),
+        (["--jobs", "0"], "--jobs"),
+        (["--arms", "no-gate"], "arm full sets the budget of no-gate"),
+    ):
+        args = reasoner.parse(["run", "--scale", "smoke", "--out", str(tmp_path), *arguments])
+        with pytest.raises(ConfigError, match=message):
+            reasoner.run_missing(args)
+    assert not list(tmp_path.iterdir())
+    reasoner.check_settings(args)
+    with pytest.raises(ConfigError, match="choose another --out"):
+        reasoner.check_settings(reasoner.parse(["run", "--scale", "cpu", "--out", str(tmp_path)]))
+
+
+@pytest.mark.slow
+def test_the_study_of_the_reasoner_runs_what_is_missing(tmp_path: Path) -> None:
+    tiny = ("--out", tmp_path, "--scale", "smoke", "--arms", "full,search,only-induction")
+    done = run("absolute_zero_reasoner.py", "run", *tiny)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 3
+    again = run("absolute_zero_reasoner.py", "run", *tiny)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert run("absolute_zero_reasoner.py", "report", "--out", tmp_path).returncode == 0
+    share = json.loads((tmp_path / "results.json").read_text())["arms"]["only-induction"]["share_of_budget"]
+    assert 0.5 < max(share) <= 1.2

@@ -69,6 +69,13 @@ def test_a_finished_run_is_made_longer_and_goes_on_from_its_state(run, tmp_path)
 def test_what_other_commands_say_of_it(run, tmp_path, capsys):
     assert main(["resume", str(run)]) == 2
     assert "is finished (4 updates)" in capsys.readouterr().err
+    # Half of a batch of 4 is drawn: four devices can't share that.
+    assert json.loads((run / "summary.json").read_text())["devices"]["used"] == min(2, jax.device_count())
+    if jax.device_count() > 1:
+        before = (run / "config.yaml").read_bytes()
+        assert main(["resume", str(run), "--steps", "8", "--devices", "1"]) == 2
+        assert "has a state of 2 devices, and 1 would go on with it" in capsys.readouterr().err
+        assert (run / "config.yaml").read_bytes() == before
     output = tmp_path / "marks.json"
     assert main(["reason", "evaluate", str(run), "--questions", "5", "--samples", "2", "--output", str(output)]) == 0
     assert "evaluate, level 1" in capsys.readouterr().out
@@ -85,6 +92,10 @@ def test_what_other_commands_say_of_it(run, tmp_path, capsys):
         (["train", "--domain", "sums"], "--domain is 'sums'; it must be one of 'lists', 'arithmetic'"),
         (["train", "--updates", "7", "--updates-per-call", "2"], "does not divide the 7 updates"),
         (["train", "--shown", "6"], "shown is 6 of 6 examples"),
+        (["train", "--devices", "3"], "batch is 16, which 3 devices can't divide"),
+        (["train", "--devices", "16"], "the drawn part of a batch is 8, which 16 devices can't divide"),
+        (["train", "--only", "deducing"], "only is 'deducing'; it must be empty or one of deduction"),
+        (["train", "--draw-from", "meanings", "--max-lines", "4"], "known for list programs of up to 3 lines"),
         (["train", "--advantages", "gae"], "value_head=True"),
         (["train", "--algorithm", "trpo", "--value-head"], "whose trust region a shared head would leave"),
         (["train", "--batch", "9", "--capacity", "8"], "batch is 9, but the memory holds 8"),

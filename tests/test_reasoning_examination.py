@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from azjax.config import ConfigError
 from azjax.reasoning.arithmetic import ArithmeticDomain
+from azjax.reasoning.buffers import Triplet
 from azjax.reasoning.examination import (
     Marks,
     drawn_questions,
@@ -25,11 +26,13 @@ from azjax.reasoning.examination import (
 )
 from azjax.reasoning.hashing import same_hash
 from azjax.reasoning.interpreter import execute
-from azjax.reasoning.language import equal
+from azjax.reasoning.language import as_int32, equal
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy
 from azjax.reasoning.passk import clopper_pearson, pass_at_k
+from azjax.reasoning.search import Candidates, search_inputs, search_programs, solved_after
 from azjax.reasoning.splits import make_split
+from azjax.reasoning.text import parse_program, stack_values
 from azjax.reasoning.verification import probe
 from azjax.reasoning.wellformed import examine
 
@@ -153,3 +156,41 @@ def test_statistics_by_hand():
     assert (table["b"]["pass@1"], table["b"]["pass@2"]) == (0.75, 1.0)
     assert (table["b"]["pass@2 low"], table["b"]["pass@2 high"]) == pytest.approx(clopper_pearson(2, 2))
     assert table["a"]["pass@1 low"] == pytest.approx(clopper_pearson(1, 2)[0])  # the first answers: one of two is right
+
+
+def test_a_search_stops_at_the_first_program_that_fits_and_is_judged_by_what_was_hidden():
+    """Of the shown pair Head, Last and Minimum are right, of the hidden ones Minimum alone; Sum fits nothing."""
+    texts = ["x0 = INPUT list | x2 = Sum x0", "x0 = INPUT list | x2 = Head x0", "x0 = INPUT list | x2 = Minimum x0"]
+    programs = jax.tree.map(lambda *x: np.stack(x), *(as_int32(parse_program(text)) for text in texts))
+    inputs, outputs = [[3, 4, 3], [4, 2], [5, 1]], [3, 2, 1]
+    rows = [
+        jax.tree.map(lambda *x: np.stack(x)[None], *map(stack_values, part))
+        for part in ([[x, None] for x in inputs], [[y] for y in outputs])
+    ]
+    item = Triplet(jax.tree.map(lambda x: x[2:], programs), rows[0], jax.tree.map(lambda x: x[:, :, 0], rows[1]))
+    found = search_programs(item, programs, shown=1, chunk=2)
+    assert found.fits.tolist() == [[False, True, True]]
+    assert found.right.tolist() == [[False, False, True]]
+    # Head comes first, and is believed.
+    assert [bool(solved_after(found, n)[0]) for n in (1, 2, 3)] == [False, False, False]
+    reverse = Candidates(found.fits[:, ::-1], found.right[:, ::-1])
+    assert [bool(solved_after(reverse, n)[0]) for n in (1, 3)] == [True, True]
+    with pytest.raises(ConfigError, match="shown is 3 of 3 examples"):
+        search_programs(item, programs, shown=3)
+    hits = search_inputs(jax.random.key(0), item, number=400)
+    # A single integer from -50 to 50 is the minimum of many lists.
+    assert 0 < hits.right.sum() < 100
+
+
+def test_a_pool_has_every_meaning_that_is_not_held_out_and_is_drawn_from_evenly(split):
+    pool = split.pool(2)
+    assert len(pool.signature) == 29 + int((~split.tested[1]).sum())
+    hashes = np.asarray(jax.jit(lambda p: probe(p).hash)(as_int32(pool)))
+    assert not same_hash(hashes, jnp.asarray(split.held_out)).any()
+    domain = ListDomain(examples=4, shown=2, two_inputs=False, max_lines=2, pool=pool)
+    draw = jax.jit(lambda level: domain.draw(jax.random.key(0), [0, 1], 4000, level))
+    (first, _), (both, _) = (draw(jnp.int32(level)) for level in (1, 2))
+    lengths = [np.asarray(examine(draft.program).length) for draft in (first, both)]
+    assert (lengths[0] == 1).all()
+    assert (lengths[1] == 1).mean() == pytest.approx(29 / len(pool.signature), abs=0.02)
+    assert np.asarray(both.formatted).all()

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import azjax
 from azjax.config import ConfigError
 from azjax.counters import counter_to_int
 from azjax.reasoning.arithmetic import ArithmeticDomain, Expression, evaluate
+from azjax.reasoning.devices import compile_reasoner
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import PAD, TokenPolicy
 from azjax.reasoning.reasoner import ReasonerConfig, _baseline_advantages, default_learner, make_reasoner
@@ -162,6 +164,7 @@ def test_arithmetic_by_hand():
         ({"score": "max"}, "score is 'max'; it must be one of variance"),
         ({"first_level": 9}, "the domain has 3"),
         ({"whiten": "word"}, "whiten is 'word'; it must be one of sample, token"),
+        ({"only": "invent"}, "only is 'invent'; it must be empty or one of evaluate, invert"),
         ({"leak": 1.5}, "leak"),
     ],
 )
@@ -183,29 +186,29 @@ def updates(domain, policy, config, number, learner=None):
 
 
 @pytest.mark.slow
-def test_two_devices_under_shard_map_do_what_two_lanes_do(run, require_devices):
+def test_two_devices_do_what_two_lanes_do_and_nothing_is_compiled_anew(run, require_devices):
     require_devices(2)
     states, _, _ = run
     config = ReasonerConfig(batch=8, attempts=2, grow_at=-1.0, **REMEDIES | {"imitate_updates": 0})
     reasoner = make_reasoner(DOMAIN, POLICY, config, learner=default_learner(POLICY, axis_name="devices"))
-    mesh = jax.make_mesh((2,), ("devices",), devices=jax.devices()[:2])
-    spec = jax.sharding.PartitionSpec("devices")
-
-    def step(state):
-        new, info = reasoner.step(jax.tree.map(lambda x: x[0], state))
-        return jax.tree.map(lambda x: x[None], (new, info))
-
-    program = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-    state = jax.device_put(states[0], jax.sharding.NamedSharding(mesh, spec))
-    for _ in range(2):
-        state, info = program(state)
-    for leaf in jax.tree.leaves(jax.tree.map(np.asarray, (state.learner, state.counts, state.level))):
-        np.testing.assert_array_equal(leaf[0], leaf[1])  # the replicas are equal bit for bit
+    program = compile_reasoner(reasoner, azjax.make_mesh(2, "devices"), 2)
+    step = program.step.lower(program.state).compile()  # a program that can't be compiled anew
+    state, info = step(program.init(jax.random.key(0)))
+    assert all(np.isfinite(x).all() and len(x) == 2 for x in info.values())
+    then = jax.tree.map(lambda x: np.asarray(x)[0], states[2]._replace(key=None, memory=None))
+    for a, b in zip(
+        jax.tree.leaves((state.counts, state.level)), jax.tree.leaves((then.counts, then.level)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
     for a, b in zip(jax.tree.leaves(state.memory), jax.tree.leaves(states[2].memory), strict=True):
         np.testing.assert_array_equal(a, b)
-    for a, b in zip(jax.tree.leaves(state.learner.params), jax.tree.leaves(states[2].learner.params), strict=True):
+    for a, b in zip(jax.tree.leaves(state.learner.params), jax.tree.leaves(then.learner.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-    assert all(np.isfinite(x).all() for x in info.values())
+        first, second = (np.asarray(shard.data) for shard in a.addressable_shards)
+        np.testing.assert_array_equal(first, second)  # the replicas are equal bit for bit
+    for _ in range(4):
+        state, _ = step(state)
+    assert int(state.memory[0].size.max()) == 32  # full
 
 
 def test_whitening_by_tokens_weighs_long_answers_more():
@@ -239,6 +242,7 @@ def test_a_gate_leaks_as_much_as_it_is_told_to():
         {"baseline": "question", "learn_from_attempts": True},
         {"baseline": "global", "constrained": False},
         {"train_proposer": False, "uniform_share": 1.0, "score": "absolute-zero"},
+        {"only": "invert", "steps": "task"},
     ],
     ids=str,
 )
@@ -246,7 +250,8 @@ def test_other_switches_run(change):
     policy = dataclasses.replace(POLICY, value_head=change.get("advantages") == "gae")
     _, infos = updates(DOMAIN, policy, ReasonerConfig(batch=8, attempts=2, **change), 3)
     assert all(np.isfinite(x) for info in infos for x in info.values())
-    assert (infos[0]["evaluate/formatted"] < 1) == ("constrained" in change)
+    assert ("evaluate/formatted" in infos[0]) == ("only" not in change)
+    assert (infos[0]["invert/formatted"] < 1) == ("constrained" in change)
     assert ("value_loss" in infos[0]) == policy.value_head
 
 

@@ -86,6 +86,9 @@ class ListDomain:
     """Let programs have two inputs; otherwise a single list, for which prompts are a third narrower."""
     max_lines: int = MAX_LINES
     """Lines of the longest program."""
+    pool: Program | None = None
+    """What is drawn without being written is drawn from these `[P]`, uniformly among those of up to the level's lines,
+    instead of from the grammar; the shorter ones come first."""
 
     tasks = TASKS
     vocabulary = len(VOCABULARY)
@@ -135,6 +138,11 @@ class ListDomain:
             both = [self._sample(k, memory[n], number) for n, k in enumerate(keys)]
             first = jax.random.bernoulli(choice_key, 0.5, (number,))
             drawn = jax.tree.map(lambda a, b: jnp.where(first.reshape(-1, *[1] * (a.ndim - 1)), a, b), *both)
+            # Where induction is played alone those hold nothing but the zero triplet: it takes programs of its own.
+            own = self._sample(jax.random.fold_in(choice_key, 1), memory[task], number)
+            own = Triplet(own.program, *jax.tree.map(lambda x: x[:, :1], own[1:]))
+            alone = (memory[0].size <= 1) & (memory[1].size <= 1)
+            drawn = jax.tree.map(lambda a, b: jnp.where(alone, a, b), own, drawn)
         else:
             drawn = self._sample(key, memory[task], number * k)
         references: Triplet = jax.tree.map(lambda x: x.reshape(number, k, *x.shape[1:]), drawn)
@@ -158,19 +166,30 @@ class ListDomain:
 
     def draw(self, key: Key, tasks: Sequence[int], number: int, level: Array) -> tuple[Draft, ...]:
         """Programs written by the grammar alone, of lengths up to one that is uniform; and random inputs."""
-        level_key, program_key, input_key = jax.random.split(key, 3)
+        program_key, input_key = jax.random.split(key)
         total = len(tasks) * number
-        # Few programs end early by themselves: `end` is one among many tokens that may follow.
-        levels = jax.random.randint(level_key, (total,), 1, level + 1)
-        length = longest_program(self.max_lines) + self._inputs * VALUE_TOKENS
-        state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n, self._signatures), length))(
-            jax.random.split(program_key, total), levels
-        )
+        program, formatted = self._drawn(program_key, total, level)
         most = max(self._candidates(task) for task in tasks)
-        inputs = random_inputs(input_key, state.program.signature, most)
-        all_drafts = Draft(state.program, inputs, jnp.zeros(total, jnp.int32), succeeded(state))
+        inputs = random_inputs(input_key, program.signature, most)
+        all_drafts = Draft(program, inputs, jnp.zeros(total, jnp.int32), formatted)
         drafts = zip(tasks, _split(all_drafts, [number] * len(tasks)), strict=True)
         return tuple(draft._replace(inputs=_first(draft.inputs, self._candidates(task))) for task, draft in drafts)
+
+    def _drawn(self, key: Key, number: int, level: Array) -> tuple[Program, Array]:
+        """Programs, and which of them are complete."""
+        if self.pool is not None:
+            pool = as_int32(self.pool)
+            short = (pool.lines[:, :, 0] > 0).sum(-1) <= level
+            index = jax.random.randint(key, (number,), 0, short.sum())
+            return jax.tree.map(lambda x: x[index], pool), jnp.ones(number, bool)
+        level_key, program_key = jax.random.split(key)
+        # Few programs end early by themselves: `end` is one among many tokens that may follow.
+        levels = jax.random.randint(level_key, (number,), 1, level + 1)
+        length = longest_program(self.max_lines) + self._inputs * VALUE_TOKENS
+        state, _ = jax.vmap(lambda k, n: sample_tokens(k, expect_proposal(n, self._signatures), length))(
+            jax.random.split(program_key, number), levels
+        )
+        return state.program, succeeded(state)
 
     def verify(self, tasks: Sequence[int], drafts: Sequence[Draft], step: Array) -> tuple[Proposals, ...]:
         """The gates of `azjax.reasoning.verification`, for each program on each of its inputs."""

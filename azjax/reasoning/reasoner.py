@@ -55,6 +55,8 @@ class ReasonerConfig:
     """Which rewards are compared: those of a task type and role, all, or those of one question."""
     whiten: Literal["sample", "token"] = static("sample")
     """What counts once in the baseline's mean and deviation: an answer, or each of its tokens as in the reference."""
+    only: str = static("")
+    """A task type that is played alone; empty: all of them."""
     train_proposer: bool = static(True)
     """Let proposals teach; otherwise the proposer gets only what the solver learns."""
     constrained: bool = static(True)
@@ -117,6 +119,15 @@ class ReasonerConfig:
             "baseline 'question' compares attempts at one question; it needs learn_from_attempts",
         )
 
+    def played(self, tasks: Sequence[str]) -> list[int]:
+        """Which of a domain's task types are played.
+
+        Raises:
+          ConfigError: if ``only`` is none of them.
+        """
+        require(self.only in ("", *tasks), f"only is {self.only!r}; it must be empty or one of {', '.join(tasks)}")
+        return [n for n, task in enumerate(tasks) if self.only in ("", task)]
+
     @property
     def drawn(self) -> int:
         """Proposals of a batch that are drawn from the grammar."""
@@ -136,7 +147,7 @@ class ReasonerState(NamedTuple):
 
     learner: Any
     memory: Any
-    success: Array  # float32 [tasks] running mean of the solver's success rate
+    success: Array  # float32 [tasks] running mean of the solver's success rate, of those that are played
     level: Array  # int32 []
     updates: Array  # int32 []
     counts: Counts
@@ -200,6 +211,7 @@ def make_reasoner(
     require(config.first_level <= domain.levels, f"first_level is {config.first_level}; the domain has {domain.levels}")
     learner = default_learner(policy) if learner is None else learner
     play = _Play(domain, policy, config)
+    tasks = config.played(domain.tasks)
 
     def init(key: Key) -> ReasonerState:
         learner_key, key = jax.random.split(key)
@@ -210,7 +222,7 @@ def make_reasoner(
         return ReasonerState(
             learner=learner.init(learner_key, spec, Discrete(domain.vocabulary)),
             memory=domain.init(),
-            success=jnp.zeros(len(domain.tasks)),
+            success=jnp.zeros(len(tasks)),
             level=jnp.asarray(config.first_level or domain.levels, jnp.int32),
             updates=jnp.zeros((), jnp.int32),
             counts=Counts(counter_zero(), counter_zero(), counter_zero()),
@@ -226,10 +238,10 @@ def make_reasoner(
         info: Info = {}
         played: list[_Played] = []
         propose_key, play_key = jax.random.split(play_key)
-        proposed = play.propose(propose_key, state)
-        for task, task_key in enumerate(jax.random.split(play_key, len(domain.tasks))):
+        proposed = play.propose(propose_key, state, tasks)
+        for task, task_key, one in zip(tasks, jax.random.split(play_key, len(tasks)), proposed, strict=True):
             state_now = state._replace(memory=memory)
-            played.append(play(task_key, state_now, task, *proposed[task], learner.axis_name))
+            played.append(play(task_key, state_now, task, *one, learner.axis_name))
             memory = played[-1].memory
             info |= {f"{domain.tasks[task]}/{name}": x for name, x in played[-1].info.items()}
         parts = [one.rows for one in played]
@@ -359,6 +371,15 @@ class _Play(NamedTuple):
             "informative": (successes > 0) & (successes < self.config.attempts),
             "proposed_level": proposals.level,
         }
+        if number := self.config.batch - self.config.drawn:
+            # Of what the model wrote itself; what was refused counts 0, so quotients with the first are means over the
+            # others that no update without any distorts.
+            written = {
+                "written_accepted": proposals.accepted,
+                "written_level": jnp.where(proposals.accepted, proposals.level, 0),
+                "written_solved": successes / self.config.attempts,
+            }
+            everywhere |= {name: x[:number] for name, x in written.items()}
         info = {name: x.mean(dtype=jnp.float32) for name, x in everywhere.items()}
         if axis_name is not None:
             info = jax.lax.pmean(info, axis_name)
@@ -367,23 +388,23 @@ class _Play(NamedTuple):
             for name, x in where_accepted.items()
         }
 
-    def propose(self, key: Key, state: ReasonerState) -> list[tuple[Proposals, _Written | None]]:
+    def propose(self, key: Key, state: ReasonerState, tasks: Sequence[int]) -> list[tuple[Proposals, _Written | None]]:
         """For each task type a batch of proposals, those that were written first, with prompts and answers of these."""
         write_key, draw_key, leak_key = jax.random.split(key, 3)
-        tasks, level = range(len(self.domain.tasks)), state.level
+        level = state.level
         number = self.config.batch - self.config.drawn
         drafts: list[list[Any]] = [[] for _ in tasks]
         written: list[_Written | None] = [None for _ in tasks]
         if number:
-            for task, task_key in enumerate(jax.random.split(write_key, len(tasks))):
+            for n, (task, task_key) in enumerate(zip(tasks, jax.random.split(write_key, len(tasks)), strict=True)):
                 invite_key, decode_key, read_key = jax.random.split(task_key, 3)
                 prompt, expected, context = self.domain.invite(invite_key, state.memory, task, number, level)
                 answers = self._write(decode_key, state, prompt, expected, self.domain.proposal_tokens(task))
-                written[task] = prompt, answers
-                drafts[task].append(self.domain.read(read_key, task, context, answers.state))
+                written[n] = prompt, answers
+                drafts[n].append(self.domain.read(read_key, task, context, answers.state))
         if self.config.drawn:
-            for task, drawn in enumerate(self.domain.draw(draw_key, tasks, self.config.drawn, level)):
-                drafts[task].append(drawn)
+            for n, drawn in enumerate(self.domain.draw(draw_key, tasks, self.config.drawn, level)):
+                drafts[n].append(drawn)
         joined = [jax.tree.map(lambda *x: jnp.concatenate(x), *parts) for parts in drafts]
         verified = self.domain.verify(tasks, joined, state.updates)
         leaked = jax.random.bernoulli(leak_key, state.config.leak, (len(tasks), self.config.batch))

@@ -42,6 +42,11 @@ class Split(NamedTuple):
         wanted = self.tested[lines - 1] if lines > 1 else slice(None)
         return jax.tree.map(lambda x: x[wanted], self.programs[lines - 1])  # type: ignore[no-any-return]
 
+    def pool(self, lines: int) -> Program:
+        """The programs of up to so many lines that may be trained on `[P]`, a program for each meaning."""
+        kept = [jax.tree.map(lambda x, t=t: x[~t], p) for p, t in zip(self.programs, self.tested, strict=True)]
+        return jax.tree.map(lambda *x: np.concatenate(x), *kept[:lines])  # type: ignore[no-any-return]
+
 
 def make_split(lines: int = LARGEST_SPLIT, *, share: float = 0.2) -> Split:
     """Sorts all programs of up to so many lines by meaning and holds some meanings out.

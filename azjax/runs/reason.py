@@ -14,11 +14,12 @@ import jax
 import numpy as np
 
 from azjax.counters import counter_to_int
+from azjax.reasoning.devices import CompiledReasoner, compile_reasoner
 from azjax.reasoning.domain import Domain
 from azjax.reasoning.examination import Marks, Questions, drawn_questions, make_examiner, statistics, test_questions
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy
-from azjax.reasoning.reasoner import Reasoner, ReasonerState
+from azjax.reasoning.reasoner import ReasonerState
 from azjax.reasoning.splits import LARGEST_SPLIT, Split, make_split
 from azjax.runs import machine
 from azjax.runs.folder import RunFolder, read_metrics, write_json
@@ -31,6 +32,8 @@ from azjax.runs.resume import resume_as
 from azjax.runs.run_options import to_yaml
 from azjax.runs.starting import Kind, Outcome, start
 from azjax.runs.train import EVALUATION_SEED
+from azjax.training import make_mesh
+from azjax.xla import compiler_options
 
 __all__ = ["ReasonResult", "resume", "train"]
 
@@ -50,9 +53,13 @@ class ReasonPlan(NamedTuple):
     options: ReasonOptions  # with everything filled in
     domain: Domain
     policy: TokenPolicy
-    reasoner: Reasoner
+    program: CompiledReasoner
     split: Split | None
-    state: Any  # shapes
+
+    @property
+    def state(self) -> Any:
+        """Shapes of the train state."""
+        return self.program.state
 
 
 def train(options: ReasonOptions) -> ReasonResult:
@@ -87,12 +94,11 @@ def prepare(options: ReasonOptions, devices: int) -> ReasonPlan:
     split = None
     if options.domain == "lists":
         split = make_split(LARGEST_SPLIT, share=options.hold_out)
-    domain, policy, reasoner = make_parts(options, None if split is None else split.held_out)
-    options = dataclasses.replace(
-        options, devices=devices, updates_per_call=options.updates_per_call or updates_per_look(options)
-    )
-    state = jax.eval_shape(reasoner.init, jax.random.key(0))
-    return ReasonPlan(options, domain, policy, reasoner, split, state)
+    per_call = options.updates_per_call or updates_per_look(options)
+    options = dataclasses.replace(options, devices=devices, updates_per_call=per_call)
+    domain, policy, reasoner = make_parts(options, split)
+    program = compile_reasoner(reasoner, make_mesh(devices, machine.AXIS), per_call)
+    return ReasonPlan(options, domain, policy, program, split)
 
 
 def describe(plan: ReasonPlan) -> str:
@@ -101,7 +107,8 @@ def describe(plan: ReasonPlan) -> str:
     count = sum(x.size for x in jax.tree.leaves(plan.state.learner.params.network))
     return (
         f"reasoner on {options.domain}: {options.algorithm}, model of {count:,} parameters, {options.updates:,} "
-        f"updates of {options.reasoner.batch} proposals and answers of each of {len(plan.domain.tasks)} task types"
+        f"updates of {options.reasoner.batch} proposals and answers of each of {len(plan.domain.tasks)} task types on "
+        f"{options.devices} device{'s' * (options.devices != 1)}"
     )
 
 
@@ -109,27 +116,24 @@ def build_job(plan: ReasonPlan, folder: RunFolder) -> tuple[ReasonJob, float]:
     """Compiles the programs; and how long that took."""
     start = time.monotonic()
     options, domain = plan.options, plan.domain
-    per_call = options.updates_per_call or 1
-
-    def step(state: ReasonerState) -> Any:
-        return jax.lax.scan(lambda s, _: plan.reasoner.step(s), state, length=per_call)
-
-    init = jax.jit(plan.reasoner.init)
     with machine.quiet_loading(), machine.rare_collection():
-        stepped = jax.jit(step, donate_argnums=0).lower(plan.state).compile()
+        step = plan.program.step.lower(plan.state).compile()  # type: ignore[attr-defined]
     key = jax.random.key(options.seed ^ EVALUATION_SEED)
     question_key, answer_key = jax.random.split(key)
     if isinstance(domain, ListDomain) and plan.split is not None:
         asked = test_questions(domain, plan.split, question_key, number=options.evaluation_questions)
     else:
         asked = drawn_questions(domain, question_key, number=options.evaluation_questions)
+    shapes = (plan.state.learner.params.network, plan.state.level)
+    network, level = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)  # on a single device
+    soon = compiler_options(jax.devices()[0].platform, soon=True)
     examiners = [
-        jax.jit(make_examiner(domain, plan.policy, task, samples=options.evaluation_samples))
-        .lower(plan.state.learner.params.network, answer_key, items, plan.state.level)
+        jax.jit(make_examiner(domain, plan.policy, task, samples=options.evaluation_samples), compiler_options=soon)
+        .lower(network, answer_key, items, level)
         .compile()
         for task, items in enumerate(asked.items)
     ]
-    job = ReasonJob(plan, folder, init, stepped, examiners, asked, answer_key)
+    job = ReasonJob(plan, folder, plan.program.init, step, examiners, asked, answer_key)
     return job, time.monotonic() - start
 
 
@@ -168,9 +172,9 @@ class ReasonJob:
     def evaluate(self, state: ReasonerState, call: int) -> list[Marks]:
         """Answers to the questions of each task type."""
         keys = jax.random.split(jax.random.fold_in(self._answer_key, call), len(self._examiners))
-        network = state.learner.params.network
+        network, level = jax.device_get((state.learner.params.network, state.level))  # a single device answers
         return [
-            examine(network, key, items, state.level)
+            examine(network, key, items, level)
             for examine, key, items in zip(self._examiners, keys, self._questions.items, strict=True)
         ]
 
@@ -211,7 +215,8 @@ class ReasonJob:
 
     def progress(self, record: dict[str, Any]) -> str | None:
         """The solver's success."""
-        solved = ", ".join(f"{task} {record[f'train/{task}/solved']:.2f}" for task in self._tasks)
+        played = [task for task in self._tasks if f"train/{task}/solved" in record]
+        solved = ", ".join(f"{task} {record[f'train/{task}/solved']:.2f}" for task in played)
         return f"level {record['train/level']:.0f}, solved {solved}"
 
     def line(self, record: dict[str, Any]) -> str:

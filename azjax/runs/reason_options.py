@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from azjax.algorithms import make_learner
 from azjax.config import require, require_number
 from azjax.on_policy import OnPolicyConfig
@@ -19,6 +17,8 @@ from azjax.reasoning.language import MAX_LINES
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy, policy_of_size
 from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, make_reasoner
+from azjax.reasoning.splits import LARGEST_SPLIT, Split
+from azjax.runs import machine
 from azjax.runs.run_options import RunOptions
 from azjax.trpo import TRPOConfig
 
@@ -120,21 +120,25 @@ class ReasonOptions(RunOptions, DomainOptions):
 
     kind: ClassVar[str] = "reason"
     unit: ClassVar[str] = "updates"
+    keeps_devices: ClassVar[bool] = True
 
     run: Path | None = None
     """Folder for the results; must be new or empty. Default: runs/reason-DOMAIN-SEED-TIME."""
     devices: int | None = None
-    """Devices to use: a run of the reasoner uses a single one."""
+    """Devices to use, for good. Default: as many as batches can be divided among; a CPU has one a core."""
     updates: int = 4000
     """Updates of the run."""
     capacity: int = 16384
-    """Triplets that the memory of each task type holds."""
+    """Triplets that the memory of each task type holds, divided among devices."""
     per_class: int = 0
     """Triplets with the same meaning that it holds at most; 0: any number."""
     recency: bool = False
     """Draw past triplets with a weight that grows from the oldest to the newest."""
     novelty: bool = True
     """Refuse constants, identities and programs that fail on most probes."""
+    draw_from: Literal["grammar", "meanings"] = "grammar"
+    """Where proposals that are drawn instead of written come from: the grammar, or a list with a program for every
+    meaning that may be trained on, which no learner from zero data has."""
     hold_out: float = 0.2
     """Share of the meanings of two- and three-line programs that may not be proposed and are tested."""
     evaluations: int = 8
@@ -156,7 +160,7 @@ class ReasonOptions(RunOptions, DomainOptions):
     @property
     def learner_calls(self) -> int:
         """How often the learner updates in the run."""
-        tasks = len(self.make_domain().tasks) if self.reasoner.steps == "task" else 1
+        tasks = len(self.reasoner.played(self.make_domain().tasks)) if self.reasoner.steps == "task" else 1
         return self.updates * tasks
 
     @property
@@ -173,8 +177,15 @@ class ReasonOptions(RunOptions, DomainOptions):
         return updates
 
     def check_devices(self, devices: int) -> None:
-        """Raises ``ConfigError`` unless there is a single device."""
-        require(devices == 1, f"devices is {devices}; a run of the reasoner uses a single one")
+        """Raises ``ConfigError`` unless what an update makes, and memory, can be divided among that many devices."""
+        require_number("devices", devices, 1, 2**20)
+        parts = {"batch": self.reasoner.batch, "imitation_batch": self.reasoner.imitation_batch}
+        parts |= {"the drawn part of a batch": self.reasoner.drawn, "capacity": self.capacity}
+        for name, number in parts.items():
+            require(
+                number % devices == 0,
+                f"{name} is {number}, which {devices} devices can't divide; change one of the two",
+            )
 
     def validate(self) -> None:
         """Raises ``ConfigError`` for the first option that makes no sense by itself or with the others."""
@@ -199,7 +210,15 @@ class ReasonOptions(RunOptions, DomainOptions):
             self.reasoner.batch <= self.capacity,
             f"batch is {self.reasoner.batch}, but the memory holds {self.capacity}; raise capacity",
         )
-        make_parts(self, held_out=None)
+        require(
+            self.draw_from in ("grammar", "meanings"),
+            f"draw_from is {self.draw_from!r}; it must be one of grammar, meanings",
+        )
+        require(
+            self.draw_from == "grammar" or (self.domain == "lists" and self.max_lines <= LARGEST_SPLIT),
+            f"draw_from is 'meanings', which are known for list programs of up to {LARGEST_SPLIT} lines",
+        )
+        make_parts(self, None)
 
 
 def resolve(options: ReasonOptions) -> ReasonOptions:
@@ -207,21 +226,32 @@ def resolve(options: ReasonOptions) -> ReasonOptions:
     return dataclasses.replace(options, learner=options.learner.lengthened(options.learner_calls))
 
 
-def make_parts(options: ReasonOptions, held_out: np.ndarray | None) -> tuple[Domain, TokenPolicy, Reasoner]:
-    """Domain, model and training program of a run; nothing is compiled.
+def make_parts(options: ReasonOptions, split: Split | None) -> tuple[Domain, TokenPolicy, Reasoner]:
+    """Domain, model and training program of a run, as on each of its devices; nothing is compiled.
+
+    Args:
+      options: of the run.
+      split: what is held out, and what else there is; ``None`` to find out only whether the parts fit together.
 
     Raises:
       ConfigError: if they don't fit together.
     """
-    changes: dict[str, Any] = {"capacity": options.capacity}
+    devices = options.devices or 1
+    changes: dict[str, Any] = {"capacity": options.capacity // devices}
     if options.domain == "lists":
         changes |= {
-            "held_out": held_out,
+            "held_out": None if split is None else split.held_out,
+            "pool": None if split is None or options.draw_from == "grammar" else split.pool(options.max_lines),
             "novelty": options.novelty,
             "recency": options.recency,
             "per_class": options.per_class or None,
         }
     domain = options.make_domain(**changes)
     policy = options.make_policy(domain.vocabulary)
-    learner = make_learner(options.learner, network=policy)
-    return domain, policy, make_reasoner(domain, policy, options.reasoner, learner=learner)
+    learner = make_learner(options.learner, network=policy, axis_name=machine.AXIS)
+    config = dataclasses.replace(
+        options.reasoner,
+        batch=options.reasoner.batch // devices,
+        imitation_batch=options.reasoner.imitation_batch // devices,
+    )
+    return domain, policy, make_reasoner(domain, policy, config, learner=learner)

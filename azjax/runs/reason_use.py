@@ -38,13 +38,13 @@ from azjax.reasoning.language import (
     zero_program,
 )
 from azjax.reasoning.lists import ListDomain
-from azjax.reasoning.splits import LARGEST_SPLIT, make_split
+from azjax.reasoning.splits import LARGEST_SPLIT, Split, make_split
 from azjax.reasoning.tasks import TASKS, Task
 from azjax.reasoning.text import format_program, format_value, parse_program, parse_value, stack_values
 from azjax.reasoning.wellformed import examine
 from azjax.runs.reason_model import LoadedModel, load_model
 
-__all__ = ["Solution", "TaskText", "examine_model", "propose", "read_task", "solve"]
+__all__ = ["Solution", "TaskText", "examine_model", "list_questions", "propose", "read_task", "solve"]
 
 
 class TaskText(NamedTuple):
@@ -181,20 +181,18 @@ def examine_model(
       extrapolation: ask for programs with four lines and with two inputs, too.
     """
     model = load_model(folder)
-    split_key, beyond_key, answer_key = jax.random.split(jax.random.key(seed), 3)
+    *question_keys, answer_key = jax.random.split(jax.random.key(seed), 3)
     ks = [k for k in (1, 8, 64) if k <= samples]
     if model.options.domain != "lists":
         domain = model.options.make_domain()
         parts: list[tuple[Any, Questions, int]] = [
-            (domain, drawn_questions(domain, split_key, number=questions), model.level)
+            (domain, drawn_questions(domain, question_keys[0], number=questions), model.level)
         ]
     else:
-        lists = _lists(model)
+        domain = _lists(model)
         split = make_split(LARGEST_SPLIT, share=model.hold_out)
-        parts = [(lists, test_questions(lists, split, split_key, number=questions), model.level)]
-        if extrapolation:
-            beyond = extrapolation_questions(lists, split, beyond_key, number=questions)
-            parts.append((wide(lists, lines=MAX_LINES, two_inputs=True), beyond, MAX_LINES))
+        several = list_questions(domain, split, question_keys, number=questions, extrapolation=extrapolation)
+        parts = [(*part, level) for part, level in zip(several, (model.level, MAX_LINES), strict=False)]
     table: dict[str, Any] = {}
     for n, (domain, asked, level) in enumerate(parts):
         for task, name in enumerate(domain.tasks):
@@ -203,6 +201,25 @@ def examine_model(
             marks = jax.device_get(examiner(model.params, key, asked.items[task], jnp.asarray(level, jnp.int32)))
             table.setdefault(name, {}).update(statistics(marks, asked.group, asked.names, ks))
     return table
+
+
+def list_questions(
+    domain: ListDomain, split: Split, keys: Sequence[Any], *, number: int, extrapolation: bool
+) -> list[tuple[ListDomain, Questions]]:
+    """What an examination asks, with the domain that is as wide as the questions: of the split, and beyond it.
+
+    Args:
+      domain: of the model.
+      split: what is held out.
+      keys: consumed, for the one and the other.
+      number: questions of each group and task type.
+      extrapolation: ask beyond it, too.
+    """
+    parts = [(domain, test_questions(domain, split, keys[0], number=number))]
+    if extrapolation:
+        beyond = extrapolation_questions(domain, split, keys[1], number=number)
+        parts.append((wide(domain, lines=MAX_LINES, two_inputs=True), beyond))
+    return parts
 
 
 def _lists(model: LoadedModel) -> ListDomain:

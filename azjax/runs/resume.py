@@ -70,6 +70,11 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
         options.validate()
         plan = kind.prepare(options, settle(options, fewer=devices is None))
         options = plan.options
+        require(
+            not options.keeps_devices or before.devices in (None, options.devices),
+            f"run {folder.path} has a state of {before.devices} devices, and {options.devices} would go on with it; "
+            f"use {before.devices}, or start another run",
+        )
         found = checkpoints.restore(plan.state)
         position = Position() if found is None else read_position(found, folder)
         check_goes_on(folder, before, options, found, position)

@@ -34,6 +34,8 @@ class RunOptions(abc.ABC):
     kind: ClassVar[str]
     unit: ClassVar[str] = "environment steps"
     """What a run's length is counted in."""
+    keeps_devices: ClassVar[bool] = False
+    """Whether a run must go on with as many devices as it was started with."""
 
     algorithm: AlgorithmName = "ppo"
     """Learner; the help text shows its hyperparameters if it is named beside --help."""
