@@ -22,6 +22,10 @@ _RULE = re.compile(r"[-─]{3,}")
 _PLAINLY = (
     (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 is \2; it must be a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 is \2; it must be a number"),
+    (r"Error parsing (\S+): no type matching {None}\|INT .*? from \[(.*?)\].*",
+     r"\1 is \2; it must be None or a whole number"),
+    (r"Error parsing (\S+): no type matching {None}\|FLOAT .*? from \[(.*?)\].*",
+     r"\1 is \2; it must be None or a number"),
     (r"Error parsing (\S+): no type matching {None}\|(\S+) .*? from \[(.*?)\].*", r"\1 is \3; it must be None or \2"),
     (r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
      r"\1 is \2; it must be whole numbers with spaces between"),
