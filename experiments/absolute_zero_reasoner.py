@@ -283,7 +283,8 @@ def run_one(args: argparse.Namespace, arm: str, number: str) -> None:
     if arm == SEARCH:
         machine.use_cache()
         folder.mkdir(exist_ok=True)
-        write_json(folder / "examination.json", searched(args, seed))
+        with machine.quiet_loading():
+            write_json(folder / "examination.json", searched(args, seed))
         return
     while (updates := next_length(args, arm, seed)) is not None:
         if not (folder / "config.yaml").exists():
@@ -292,7 +293,8 @@ def run_one(args: argparse.Namespace, arm: str, number: str) -> None:
             resume(folder, quiet=True)
         else:
             resume(folder, steps=updates, quiet=True)
-    table = examine_model(folder, questions=scale.questions, samples=scale.samples, seed=seed)
+    with machine.quiet_loading():
+        table = examine_model(folder, questions=scale.questions, samples=scale.samples, seed=seed)
     write_json(folder / "examination.json", table)
 
 
