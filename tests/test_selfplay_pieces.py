@@ -45,12 +45,12 @@ def filled(past: list[list[float]], capacity: int) -> RankedBuffer:
 def judge(past: list[list[float]], scores: Any, groups: Any = None, key: Any = KEY, **options: Any) -> Any:
     """Outcomes of a batch against a past, without a minimum."""
     groups = jnp.zeros(len(scores), jnp.int32) if groups is None else jnp.asarray(groups)
-    buffer = filled(past, max(map(len, past)) + 3)
+    buffer = filled(past, 128)  # as large for every past: one program serves them all
     options = {"minimum": 1} | options
     return jit_ranked(buffer, jnp.asarray(scores, jnp.float32), groups, key, **options)[1]
 
 
-jit_ranked = jax.jit(ranked_reward, static_argnames=("minimum", "percentile", "max_score", "axis_name"))
+jit_ranked = jax.jit(ranked_reward, static_argnames=("minimum", "max_score", "axis_name"))
 
 
 def held(buffer: RankedBuffer, group: int = 0) -> list[float]:
@@ -94,7 +94,7 @@ def test_nothing_of_the_current_batch_leaks_into_its_own_threshold() -> None:
     changed[1:] = 1e6
     assert judge([past], changed).outcome[0] == outcome[0]
     assert judge([past], changed).threshold == judge([past], scores).threshold
-    buffer, _ = ranked_reward(filled([past], 30), jnp.asarray(changed), jnp.zeros(8, jnp.int32), KEY, minimum=1)
+    buffer, _ = jit_ranked(filled([past], 30), jnp.asarray(changed), jnp.zeros(8, jnp.int32), KEY, minimum=1)
     assert held(buffer) == sorted([*past, *changed.tolist()])
 
 
@@ -125,7 +125,7 @@ def test_groups_are_apart() -> None:
     outcome = judge([[0.0] * 5, [10.0] * 5], [5.0, 5.0], [0, 1])
     assert outcome.outcome.tolist() == [1.0, -1.0]
     buffer = init_ranked(3, 4)
-    buffer, _ = ranked_reward(buffer, jnp.array([1.0, 2.0, 3.0]), jnp.array([0, 2, 0]), KEY, minimum=1)
+    buffer, _ = jit_ranked(buffer, jnp.array([1.0, 2.0, 3.0]), jnp.array([0, 2, 0]), KEY, minimum=1)
     assert [held(buffer, group) for group in range(3)] == [[1.0, 3.0], [], [2.0]]
 
 
@@ -133,7 +133,7 @@ def test_invalid_entries_are_neither_judged_nor_remembered() -> None:
     scores = jnp.array([1.0, jnp.nan, jnp.inf, 2.0, 3.0, 4.0])
     groups = jnp.array([0, 0, 0, 7, -1, 0])
     mask = jnp.array([True, True, True, True, True, False])
-    buffer, outcome = ranked_reward(filled([[0.0]], 9), scores, groups, KEY, minimum=1, mask=mask)
+    buffer, outcome = jit_ranked(filled([[0.0]], 9), scores, groups, KEY, minimum=1, mask=mask)
     assert outcome.mask.tolist() == [True] + [False] * 5
     assert outcome.outcome.tolist() == [1.0] + [0.0] * 5
     assert held(buffer) == [0.0, 1.0]
@@ -158,8 +158,8 @@ def test_of_a_batch_larger_than_the_buffer_a_random_subset_stays() -> None:
 
 
 def test_a_buffer_of_one_entry() -> None:
-    buffer, _ = ranked_reward(init_ranked(1, 1), jnp.array([2.0]), jnp.array([0]), KEY, minimum=1)
-    _, outcome = ranked_reward(buffer, jnp.array([1.0, 3.0]), jnp.array([0, 0]), KEY, minimum=1)
+    buffer, _ = jit_ranked(init_ranked(1, 1), jnp.array([2.0]), jnp.array([0]), KEY, minimum=1)
+    _, outcome = jit_ranked(buffer, jnp.array([1.0, 3.0]), jnp.array([0, 0]), KEY, minimum=1)
     assert outcome.outcome.tolist() == [-1.0, 1.0]
 
 
@@ -169,7 +169,7 @@ def test_ranked_reward_does_not_depend_on_the_devices(devices: int, require_devi
     rng = np.random.default_rng(0)
     past = rng.integers(0, 6, (2, 20)).astype(float).tolist()
     scores, groups = jnp.asarray(rng.integers(0, 6, 64), jnp.float32), jnp.asarray(rng.integers(0, 2, 64))
-    alone = ranked_reward(filled(past, 24), scores, groups, KEY, minimum=5)
+    alone = jit_ranked(filled(past, 24), scores, groups, KEY, minimum=5)
     spec = PartitionSpec("devices")
     program = jax.shard_map(
         lambda s, g: ranked_reward(filled(past, 24), s, g, KEY, minimum=5, axis_name="devices"),
@@ -193,8 +193,11 @@ def test_ranked_reward_under_vmap_and_a_traced_percentile() -> None:
     ("call", "message"),
     [
         (lambda: init_ranked(0), "groups is 0"),
-        (lambda: judge([[1.0]], [1.0], percentile=101.0), "percentile is 101"),
-        (lambda: judge([[1.0]], [1.0], minimum=9), "minimum is 9"),
+        (
+            lambda: ranked_reward(init_ranked(1, 4), jnp.ones(1), jnp.zeros(1, int), KEY, percentile=101.0, minimum=1),
+            "percentile is 101",
+        ),
+        (lambda: judge([[1.0]], [1.0], minimum=200), "minimum is 200"),
         (lambda: learnability(jnp.array(0), 1), "attempts is 1"),
         (lambda: learnability(jnp.array(0), 4, "varience"), "did you mean 'variance'"),  # type: ignore[arg-type]
         (lambda: advantages([1.0], [0], [0], baseline="globl"), "did you mean 'global'"),
