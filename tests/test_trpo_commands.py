@@ -79,3 +79,20 @@ def test_a_finished_run_is_made_longer_as_if_it_had_been_so_from_the_start(run: 
     assert main([*options, "--evaluations", "4", "--run", str(straight)]) == 0
     digests = [json.loads((folder / "summary.json").read_text())["params_sha256"] for folder in (longer, straight)]
     assert digests[0] == digests[1]
+
+
+def test_a_sweep_over_the_trust_region_has_a_step_and_a_line_search_for_each_member(tmp_path: Path) -> None:
+    """Members of one program; what varies is a traced hyperparameter of TRPO alone."""
+    words = [word if word != "0.02" else "0.001,0.05" for word in TRAIN if word != "train"]
+    words[words.index("inverted_pendulum")] = "azjax:cartpole"
+    assert main(["sweep", *words, "--damping", "0.1,0.2", "--run", str(tmp_path / "sweep")]) == 0
+    members = sorted((tmp_path / "sweep" / "members").iterdir())
+    largest = {}
+    for member in members:
+        own = yaml.safe_load((member / "config.yaml").read_text())["trpo"]
+        trained = [line for line in read_metrics(member / "metrics.jsonl") if "learner/kl" in line]
+        largest[own["max_kl"], own["damping"]] = max(line["learner/kl"] for line in trained)
+        assert largest[own["max_kl"], own["damping"]] <= own["max_kl"] * (1 + 1e-5)
+    assert set(largest) == {(kl, damping) for kl in (0.001, 0.05) for damping in (0.1, 0.2)}
+    assert largest[0.05, 0.1] > 0.001
+    assert main(["resume", str(members[0]), "--steps", "4096", "--quiet"]) == 0
