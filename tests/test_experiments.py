@@ -25,6 +25,7 @@ import bias_variance_report as bias  # noqa: E402
 import gae_lambda_sweep  # noqa: E402
 import gae_sweep_report as sweep  # noqa: E402
 import paper_trpo  # noqa: E402
+import ppo_vs_trpo  # noqa: E402
 from gae_lambda_sweep import DIAGNOSTICS  # noqa: E402
 
 
@@ -139,6 +140,28 @@ def test_a_batch_of_the_biped_has_steps_as_late_as_an_episode_can_have() -> None
     task = paper_trpo.default_task("biped")
     assert task.rollout_length == task.make_env().episode_length
     assert task.lanes * task.rollout_length == 50_000
+
+
+# ---- PPO and TRPO
+
+
+def fake_run(final: float) -> dict[str, Any]:
+    evaluation = {"return_mean": final, "length_mean": 900.0}
+    metrics = [{"env_steps": n, "time/seconds": n / 10, "eval/episode_return_mean": final * n / 30} for n in (10, 30)]
+    return {"summary": {"backend": "spring", "env_steps": 30_000, "evaluation": evaluation}, "metrics": metrics}
+
+
+def test_the_table_of_both_algorithms_says_who_is_ahead(tmp_path: Path) -> None:
+    runs = {
+        "ant": {"ppo": [fake_run(x) for x in (10.0, 20.0, 30.0)], "trpo": [fake_run(x) for x in (25.0, 25.0, 25.0)]}
+    }
+    text = ppo_vs_trpo.table(runs)
+    assert "| ant (spring) | ppo | 30,000 | 10, 20, 30 | 20 | 10 to 30 | 900 |" in text
+    assert "| ant (spring) | trpo | 30,000 | 25, 25, 25 | 25 | 25 to 25 | 900 |" in text
+    assert "ends higher than one of PPO: ant 0.67." in text  # of the nine pairs, six
+    assert " - |" in ppo_vs_trpo.table({"ant": {"ppo": runs["ant"]["ppo"][:2]}})
+    ppo_vs_trpo.plot(tmp_path / "curves.png", runs)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- bias and variance
