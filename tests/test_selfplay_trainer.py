@@ -40,10 +40,19 @@ from azjax.selfplay.proposers import (
     uniform,
 )
 from azjax.selfplay.rounds import replace_refused
+from azjax.selfplay.spaces import Parameter, TaskSpace
 
 KEY = jax.random.key(0)
 AXIS = "devices"
-GOAL = task_family("pointmass", ("goal",))
+LOW, HIGH = np.array([1.0, -np.pi, 2.0]), np.array([10.0, np.pi, 6.0])
+"""Of distance [m], bearing [rad] and horizon [s]."""
+PLACES = TaskSpace(
+    {
+        name: Parameter(float(low), float(high), float(low))
+        for name, low, high in zip(("distance", "bearing", "horizon"), LOW, HIGH, strict=True)
+    }
+)
+GOAL = dataclasses.replace(task_family("pointmass", ("goal",)), spaces={"goal": PLACES})
 
 
 # ---- pieces
@@ -159,8 +168,7 @@ def test_entropy_of_proposals_goes_from_0_to_1() -> None:
 def proposal(*tasks: list[float]) -> Proposal:
     """Goal tasks of distance [m], bearing [rad] and horizon [s]."""
     values = np.array(tasks, np.float32)
-    low, high = np.array([1.0, -np.pi, 2.0]), np.array([10.0, np.pi, 6.0])
-    return Proposal(jnp.zeros(len(tasks), jnp.int32), jnp.asarray((values - low) / (high - low), jnp.float32))
+    return Proposal(jnp.zeros(len(tasks), jnp.int32), jnp.asarray((values - LOW) / (HIGH - LOW), jnp.float32))
 
 
 REACHED, MISSED, REFUSED = [4.0, 0.0, 6.0], [4.0, np.pi, 2.0], [20.0, 0.0, 6.0]
