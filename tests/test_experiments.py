@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from azjax.config import ConfigError
 from azjax.runs.selfplay_options import resolve_selfplay
@@ -24,6 +25,7 @@ import bias_variance  # noqa: E402
 import bias_variance_report as bias  # noqa: E402
 import gae_lambda_sweep  # noqa: E402
 import gae_sweep_report as sweep  # noqa: E402
+import gae_walkers  # noqa: E402
 import paper_trpo  # noqa: E402
 import ppo_vs_trpo  # noqa: E402
 from gae_lambda_sweep import DIAGNOSTICS  # noqa: E402
@@ -140,6 +142,23 @@ def test_a_batch_of_the_biped_has_steps_as_late_as_an_episode_can_have() -> None
     task = paper_trpo.default_task("biped")
     assert task.rollout_length == task.make_env().episode_length
     assert task.lanes * task.rollout_length == 50_000
+
+
+# ---- walkers
+
+
+def test_a_gait_is_a_line_of_pictures_of_each_body() -> None:
+    colours = ["red", "lime", "blue", "white", "yellow", "black", "cyan"]
+    frames = [Image.new("RGB", gae_walkers.SIZE, colour) for colour in colours for _ in range(gae_walkers.BETWEEN)]
+    picture = gae_walkers.strip([("biped", frames), ("quadruped", frames[2:])])
+    assert picture.size == (900, 330)
+    assert [picture.getpixel((75 + 150 * n, 100)) for n in range(3)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    assert picture.getpixel((75, 300)) == (0, 255, 0)
+
+
+def test_walkers_are_of_finished_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no finished run"):
+        gae_walkers.read_run(tmp_path)
 
 
 # ---- PPO and TRPO
