@@ -42,6 +42,7 @@ from azjax.runs.options import TrainOptions, resolve
 from azjax.runs.plots import plot_curves, series
 from azjax.runs.policy import named_arrays, params_sha256
 from azjax.runs.run_options import to_plain
+from azjax.runs.starting import default_folder
 
 train_module = sys.modules["azjax.runs.train"]  # the package's attribute of that name is the function
 replay_module = sys.modules["azjax.runs.replay"]
@@ -1241,8 +1242,8 @@ def test_the_source_has_a_digest_that_a_changed_file_changes(tmp_path: Path, mon
 
 
 def test_the_default_folder_says_what_ran() -> None:
-    path = train_module.default_folder(TrainOptions(env="hopper", seed=3))
-    assert re.fullmatch(r"runs/hopper-ppo-3-\d{8}-\d{6}", str(path))
+    path = default_folder(TrainOptions(env="azjax:biped", seed=3))
+    assert re.fullmatch(r"runs/azjax-biped-ppo-3-\d{8}-\d{6}", str(path))
 
 
 def test_devices_are_chosen_among_those_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def start(kind: Kind, options: RunOptions) -> Any:
     options = kind.resolve(options)
     options.validate()
     start_machine(options, options.fits)
-    path = options.run or Path("runs") / f"{options.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = options.run or default_folder(options)
     with hosts.folder_to_write(path) as place:
         if options.run is not None:
             check_free(place)
@@ -111,6 +111,11 @@ def carry_out(
     summary = kind.finish(plan, job, Outcome(state, result, position, folder, console.warn))
     console.summary(*kind.table(folder, summary))
     return kind.result(plan, folder, summary, state)
+
+
+def default_folder(options: RunOptions) -> Path:
+    """What is run and when, below ``runs`` in the current folder."""
+    return Path("runs") / f"{options.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def console_of(options: RunOptions) -> RunConsole:
