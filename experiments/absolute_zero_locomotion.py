@@ -33,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import study
 
-from azjax.config import ConfigError, require, require_number
+from azjax.config import ConfigError, require
 from azjax.runs.folder import read_metrics, replacing, write_json, write_text
 from azjax.runs.selfplay import resume, selfplay
 from azjax.runs.selfplay_options import SelfPlayOptions, selfplay_preset
@@ -89,15 +90,9 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the report")
-    parser.add_argument("--scale", choices=tuple(SCALES), default="pointmass", help="body, arms and sizes")
-    parser.add_argument("--arms", help="some of the arms, with commas between; default those of the scale")
-    parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... of every arm")
+    parser = study.parser(__doc__, SCALES, "pointmass")
     parser.add_argument("--steps", type=int, help="environment steps of each run")
     parser.add_argument("--held-out", type=int, help="held-out tasks")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further runs after so long")
     return parser.parse_args(arguments)
 
 
@@ -115,14 +110,9 @@ def options_of(args: argparse.Namespace, arm: str, seed: int) -> SelfPlayOptions
 
 
 def run_missing(args: argparse.Namespace) -> None:
-    """Seed by seed, so that a study that is cut short compares all arms."""
+    """Makes the missing runs, as long as there is time."""
     scale, stop, begun = SCALES[args.scale], time.monotonic() + 60 * args.minutes, time.monotonic()
-    arms = scale.arms if args.arms is None else tuple(args.arms.split(","))
-    for arm in arms:
-        require(arm in ARMS, f"no arm {arm!r} (there are: {', '.join(ARMS)})")
-    seeds = scale.seeds if args.seeds is None else args.seeds
-    require_number("--seeds", seeds, 1, 10_000)
-    todo = [(arm, seed) for seed in range(seeds) for arm in arms if not finished(args.out / arm / str(seed))]
+    todo = study.missing(args, ARMS, scale.arms, scale.seeds, finished)
     for count, (arm, seed) in enumerate(todo):
         if time.monotonic() > stop:
             print(f"time is over: {len(todo) - count} of {len(todo)} runs are left; start again to go on")

@@ -58,6 +58,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import study
 import yaml
 from absolute_zero_reasoner_report import BUDGET, LONG, SEARCH, finished, read_json, report, shares
 
@@ -143,15 +144,9 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the report")
-    parser.add_argument("--scale", choices=tuple(SCALES), default="cpu", help="sizes")
-    parser.add_argument("--arms", help="some of the arms, with commas between; default: all")
-    parser.add_argument("--seeds", type=int, help="seeds 0, 1, ... of every arm")
+    parser = study.parser(__doc__, SCALES, "cpu")
     parser.add_argument("--updates", type=int, help=f"updates of arm {BUDGET}, which sets the budget")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, among which the cores are divided")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after so long")
     parser.add_argument("--one", metavar="ARM/SEED", help="make this run in this process: run starts such processes")
     return parser.parse_args(arguments)
 
@@ -186,16 +181,11 @@ def updates_of(args: argparse.Namespace) -> int:
 
 
 def run_missing(args: argparse.Namespace) -> None:
-    """Seed by seed, so that a study that is cut short compares all arms; each run in a process of its own."""
+    """Makes the missing runs, each in a process of its own; when time is over, those that run save and stop."""
     begun = time.monotonic()
-    seeds = SCALES[args.scale].seeds if args.seeds is None else args.seeds
-    require_number("--seeds", seeds, 1, 10_000)
     require_number("--jobs", args.jobs, 1, 1000)
     require_number("--updates", updates_of(args), 1, 2**31 - 1)
-    arms = tuple(ARMS) if args.arms is None else tuple(args.arms.split(","))
-    for arm in arms:
-        require(arm in ARMS, f"no arm {arm!r} (there are: {', '.join(ARMS)})")
-    todo = [(arm, seed) for seed in range(seeds) for arm in arms if not finished(args.out / arm / str(seed))]
+    todo = study.missing(args, ARMS, tuple(ARMS), SCALES[args.scale].seeds, finished)
     for arm, seed in todo:
         known = arm == BUDGET or not budgeted(arm) or finished(args.out / BUDGET / str(seed))
         require(known or (BUDGET, seed) in todo, f"arm {BUDGET} sets the budget of {arm}; name it in --arms, too")

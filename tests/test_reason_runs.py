@@ -12,7 +12,7 @@ import pytest
 from azjax.cli import main
 from azjax.config import ConfigError
 from azjax.ppo import PPOConfig
-from azjax.reasoning.reasoner import ReasonerConfig
+from azjax.reasoning.config import ReasonerConfig
 from azjax.reasoning.text import format_value
 from azjax.runs.reason_model import load_model, save_model
 from azjax.runs.reason_options import DomainOptions, ReasonOptions, resolve

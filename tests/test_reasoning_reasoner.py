@@ -13,10 +13,11 @@ import azjax
 from azjax.config import ConfigError
 from azjax.counters import counter_to_int
 from azjax.reasoning.arithmetic import ArithmeticDomain, Expression, evaluate
+from azjax.reasoning.config import ReasonerConfig
 from azjax.reasoning.devices import compile_reasoner
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import PAD, TokenPolicy
-from azjax.reasoning.reasoner import ReasonerConfig, _baseline_advantages, default_learner, make_reasoner
+from azjax.reasoning.reasoner import _baseline_advantages, default_learner, make_reasoner
 from azjax.reasoning.rows import Rows, as_batch, join, token_advantages
 from azjax.trpo import TRPOConfig, trpo
 

@@ -178,7 +178,7 @@ def test_the_checkpoint_that_is_gone_on_from_is_kept_whole(tmp_path: Path, monke
     monkeypatch.setattr(module, "carry_out", carry_out)
     monkeypatch.setattr(Checkpoints, "_write", lambda *args: pytest.fail("the arrays were written again"))
     nothing: Any = None
-    kind = Kind(TrainOptions, resolve, lambda own, _: Prepared(own, state), *[nothing] * 5)
+    kind = Kind(TrainOptions, resolve, lambda own, _: Prepared(own, state), *[nothing] * 4)
     assert module.resume_as(kind, tmp_path, steps=None, devices=2, quiet=True) == [8]
 
 

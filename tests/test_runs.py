@@ -1242,7 +1242,7 @@ def test_the_source_has_a_digest_that_a_changed_file_changes(tmp_path: Path, mon
 
 
 def test_the_default_folder_says_what_ran() -> None:
-    path = default_folder(TrainOptions(env="azjax:biped", seed=3))
+    path = default_folder(TrainOptions(env="azjax:biped", seed=3).name)
     assert re.fullmatch(r"runs/azjax-biped-ppo-3-\d{8}-\d{6}", str(path))
 
 

@@ -14,6 +14,7 @@ from azjax.reasoning.buffers import (
     sample_uniform,
     zero_triplet,
 )
+from azjax.reasoning.config import ReasonerConfig
 from azjax.reasoning.decoding import Answers, decode
 from azjax.reasoning.domain import Domain, Proposals
 from azjax.reasoning.enumeration import enumerate_programs
@@ -33,7 +34,7 @@ from azjax.reasoning.interpreter import execute, trace
 from azjax.reasoning.language import Program, Value, equal, is_value, value, zero_program
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import MODEL_SIZES, TokenPolicy, policy_of_size
-from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, ReasonerState, default_learner, make_reasoner
+from azjax.reasoning.reasoner import Reasoner, ReasonerState, default_learner, make_reasoner
 from azjax.reasoning.tasks import (
     TASKS,
     Task,

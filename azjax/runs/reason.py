@@ -30,7 +30,7 @@ from azjax.runs.reason_model import save_model
 from azjax.runs.reason_options import ReasonOptions, make_parts, resolve
 from azjax.runs.resume import resume_as
 from azjax.runs.run_options import to_yaml
-from azjax.runs.starting import Kind, Outcome, start
+from azjax.runs.starting import Done, Kind, Outcome, start
 from azjax.runs.train import EVALUATION_SEED
 from azjax.training import make_mesh
 from azjax.xla import compiler_options
@@ -73,16 +73,14 @@ def train(options: ReasonOptions) -> ReasonResult:
       ConfigError: for options that can't work, before anything is compiled or written.
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
-    result: ReasonResult = start(KIND, options)
-    return result
+    return result_of(start(KIND, options))
 
 
 def resume(
     path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
 ) -> ReasonResult:
     """Goes on with a run of the reasoner, whose steps are updates: see ``azjax.runs.resume.resume_as``."""
-    result: ReasonResult = resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet)
-    return result
+    return result_of(resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet))
 
 
 def prepare(options: ReasonOptions, devices: int) -> ReasonPlan:
@@ -116,8 +114,6 @@ def build_job(plan: ReasonPlan, folder: RunFolder) -> tuple[ReasonJob, float]:
     """Compiles the programs; and how long that took."""
     start = time.monotonic()
     options, domain = plan.options, plan.domain
-    with machine.quiet_loading(), machine.rare_collection():
-        step = plan.program.step.lower(plan.state).compile()  # type: ignore[attr-defined]
     key = jax.random.key(options.seed ^ EVALUATION_SEED)
     question_key, answer_key = jax.random.split(key)
     if isinstance(domain, ListDomain) and plan.split is not None:
@@ -127,13 +123,16 @@ def build_job(plan: ReasonPlan, folder: RunFolder) -> tuple[ReasonJob, float]:
     shapes = (plan.state.learner.params.network, plan.state.level)
     network, level = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)  # on a single device
     soon = compiler_options(jax.devices()[0].platform, soon=True)
-    examiners = [
-        jax.jit(make_examiner(domain, plan.policy, task, samples=options.evaluation_samples), compiler_options=soon)
-        .lower(network, answer_key, items, level)
-        .compile()
-        for task, items in enumerate(asked.items)
-    ]
-    job = ReasonJob(plan, folder, plan.program.init, step, examiners, asked, answer_key)
+    with machine.compiling() as pool:
+        step = pool.submit(plan.program.step.lower(plan.state).compile)  # type: ignore[attr-defined]
+        compiling = []
+        for task, items in enumerate(asked.items):
+            examiner = make_examiner(domain, plan.policy, task, samples=options.evaluation_samples)
+            lowered = jax.jit(examiner, compiler_options=soon).lower(network, answer_key, items, level)
+            compiling.append(pool.submit(lowered.compile))
+        examiners = [examiner.result() for examiner in compiling]
+        stepped = step.result()
+    job = ReasonJob(plan, folder, plan.program.init, stepped, examiners, asked, answer_key)
     return job, time.monotonic() - start
 
 
@@ -305,9 +304,9 @@ def summary_table(folder: RunFolder, summary: dict[str, Any]) -> tuple[str, list
     ]  # fmt: skip
 
 
-def result_of(plan: ReasonPlan, folder: RunFolder, summary: dict[str, Any], state: ReasonerState) -> ReasonResult:
+def result_of(done: Done) -> ReasonResult:
     """What a run gives to its caller."""
-    return ReasonResult(folder.path, summary, plan.policy, state.learner.params.network)
+    return ReasonResult(done.folder, done.summary, done.plan.policy, done.state.learner.params.network)
 
 
 KIND = Kind(
@@ -318,5 +317,4 @@ KIND = Kind(
     build=build_job,
     finish=finish,
     table=summary_table,
-    result=result_of,
 )

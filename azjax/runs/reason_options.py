@@ -12,11 +12,12 @@ from azjax.config import require, require_number
 from azjax.on_policy import OnPolicyConfig
 from azjax.ppo import PPOConfig
 from azjax.reasoning.arithmetic import ArithmeticDomain
+from azjax.reasoning.config import ReasonerConfig
 from azjax.reasoning.domain import Domain
 from azjax.reasoning.language import MAX_LINES
 from azjax.reasoning.lists import ListDomain
 from azjax.reasoning.model import TokenPolicy, policy_of_size
-from azjax.reasoning.reasoner import Reasoner, ReasonerConfig, make_reasoner
+from azjax.reasoning.reasoner import Reasoner, make_reasoner
 from azjax.reasoning.splits import LARGEST_SPLIT, Split
 from azjax.runs import machine
 from azjax.runs.run_options import RunOptions

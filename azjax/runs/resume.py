@@ -23,12 +23,12 @@ from azjax.runs.programs import choose_devices, updates_per_look
 from azjax.runs.reading import read_json, read_limited
 from azjax.runs.results import clean
 from azjax.runs.run_options import OptionsT, RunOptions, flat_options, parse_options, read_options, to_yaml
-from azjax.runs.starting import Kind, carry_out, console_of, start_machine
+from azjax.runs.starting import Done, Kind, carry_out, console_of, start_machine
 
 _LARGEST_SUMMARY = 1 << 26
 
 
-def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, devices: int | None, quiet: bool) -> Any:
+def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, devices: int | None, quiet: bool) -> Done:
     """Goes on with a run that was interrupted, from its latest checkpoint, or makes a finished one longer.
 
     On the same machine with as many devices and the same versions, the end is bit for bit that of a run that was never
@@ -41,9 +41,6 @@ def resume_as(kind: Kind, path: str | os.PathLike[str], *, steps: int | None, de
         stretched.
       devices: as for ``train``. Default: as many as before, or as there are if there are fewer; bits may then differ.
       quiet: print only the summary.
-
-    Returns:
-      What the kind's ``result`` makes of it.
 
     Raises:
       ConfigError: if the folder holds no run, or one that this can't go on with.

@@ -183,7 +183,7 @@ class EnvRunOptions(RunOptions, EnvOptions):
     @property
     def name(self) -> str:
         """Environment, algorithm and seed."""
-        return f"{self.env.replace(':', '-')}-{self.algorithm}-{self.seed}"
+        return f"{self.env}-{self.algorithm}-{self.seed}"
 
     @property
     @abc.abstractmethod

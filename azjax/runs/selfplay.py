@@ -71,16 +71,14 @@ def selfplay(options: SelfPlayOptions) -> RunResult:
       ConfigError: for options that can't work, before anything is compiled or written.
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
-    result: RunResult = start(KIND, options)
-    return result
+    return result_of(start(KIND, options))
 
 
 def resume(
     path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
 ) -> RunResult:
     """Goes on with a self-play run: see ``azjax.runs.resume.resume_as``."""
-    result: RunResult = resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet)
-    return result
+    return result_of(resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet))
 
 
 def prepare(options: SelfPlayOptions, devices: int) -> SelfPlayPlan:
@@ -230,5 +228,4 @@ KIND = Kind(
     build=build_job,
     finish=finish,
     table=summary_table,
-    result=result_of,
 )

@@ -44,18 +44,23 @@ class Kind(NamedTuple):
     build: Callable[[Any, RunFolder], tuple[Job, float]]  # (Plan, folder): compiles; tracing and compilation's seconds
     finish: Callable[[Any, Any, Outcome], dict[str, Any]]  # (Plan, Job, outcome): writes what is left; the summary
     table: Callable[[RunFolder, dict[str, Any]], tuple[str, list[tuple[str, str]]]]  # title and rows of the summary
-    result: Callable[[Any, RunFolder, dict[str, Any], Any], Any]  # (Plan, folder, summary, state): for the caller
 
 
-def start(kind: Kind, options: RunOptions) -> Any:
+class Done(NamedTuple):
+    """A finished run of any kind."""
+
+    plan: Any
+    folder: Path
+    summary: dict[str, Any]
+    state: Any
+
+
+def start(kind: Kind, options: RunOptions) -> Done:
     """Does a run in a new folder.
 
     Args:
       kind: of the run.
       options: of the kind.
-
-    Returns:
-      What the kind's ``result`` makes of it.
 
     Raises:
       ConfigError: for options that can't work, before anything is compiled or written.
@@ -65,7 +70,7 @@ def start(kind: Kind, options: RunOptions) -> Any:
     options = kind.resolve(options)
     options.validate()
     start_machine(options, options.fits)
-    path = options.run or default_folder(options)
+    path = options.run or default_folder(options.name)
     with hosts.folder_to_write(path) as place:
         if options.run is not None:
             check_free(place)
@@ -90,7 +95,7 @@ def carry_out(
     position: Position,
     checkpoints: Checkpoints,
     console: RunConsole,
-) -> Any:
+) -> Done:
     """Compiles, trains from a position, and finishes.
 
     Args:
@@ -110,12 +115,12 @@ def carry_out(
     job.keep(state, False)  # where the last evaluation could not
     summary = kind.finish(plan, job, Outcome(state, result, position, folder, console.warn))
     console.summary(*kind.table(folder, summary))
-    return kind.result(plan, folder, summary, state)
+    return Done(plan, folder.path, summary, state)
 
 
-def default_folder(options: RunOptions) -> Path:
-    """What is run and when, below ``runs`` in the current folder."""
-    return Path("runs") / f"{options.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def default_folder(name: str) -> Path:
+    """What is run, and when, below ``runs`` in the current folder."""
+    return Path("runs") / f"{name.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def console_of(options: RunOptions) -> RunConsole:

@@ -38,7 +38,7 @@ from azjax.runs.population import (
 from azjax.runs.reading import parse_yaml, read_limited
 from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
 from azjax.runs.signals import Interrupts
-from azjax.runs.starting import console_of, start_machine
+from azjax.runs.starting import console_of, default_folder, start_machine
 from azjax.runs.summary import duration
 from azjax.runs.sweep import Group, Member, group_members, member_options, parts_of
 from azjax.runs.sweep_results import write_results
@@ -96,7 +96,7 @@ def run_sweep(sweep: Sweep, folder: Path | None = None) -> SweepResult:
       RunInterrupted: if a signal stopped it; ``azjax resume`` goes on.
     """
     start_machine(sweep.base, lambda count: True)
-    with hosts.folder_to_write(folder or default_folder(sweep.base, "sweep")) as place:
+    with hosts.folder_to_write(folder or default_folder(f"{sweep.base.env}-{sweep.base.algorithm}-sweep")) as place:
         if folder is not None:
             check_free(place)
         layout = lay_out(sweep)
@@ -285,12 +285,6 @@ def _table(folder: RunFolder, summary: dict[str, Any], seconds: float) -> tuple[
         *((name, str(folder.file(file))) for name, file in summary["files"].items()),
     ]
     return title, rows
-
-
-def default_folder(options: TrainOptions, kind: str) -> Path:
-    """``runs/ENV-ALGORITHM-KIND-TIME`` below the current folder."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{options.env.replace(':', '-')}-{options.algorithm}-{kind}-{stamp}"
 
 
 def to_text(sweep: Sweep) -> str:

@@ -20,7 +20,7 @@ from azjax.runs.programs import Plan, Programs, build, describe, plan
 from azjax.runs.records import evaluation_line, evaluation_record, first_episodes, training_record
 from azjax.runs.resume import resume_as
 from azjax.runs.run_options import to_yaml
-from azjax.runs.starting import Kind, start
+from azjax.runs.starting import Done, Kind, start
 from azjax.runs.summary import finish, summary_table
 from azjax.training import Metrics, TrainState
 from azjax.types import Learner
@@ -50,21 +50,19 @@ def train(options: TrainOptions) -> RunResult:
       ConfigError: for options that can't work, before anything is compiled or written.
       RunInterrupted: if a signal stopped it; ``resume`` goes on.
     """
-    result: RunResult = start(KIND, options)
-    return result
+    return result_of(start(KIND, options))
 
 
 def resume(
     path: str | os.PathLike[str], *, steps: int | None = None, devices: int | None = None, quiet: bool = False
 ) -> RunResult:
     """Goes on with a training run: see ``azjax.runs.resume.resume_as``."""
-    result: RunResult = resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet)
-    return result
+    return result_of(resume_as(KIND, path, steps=steps, devices=devices, quiet=quiet))
 
 
-def result_of(plan: Any, folder: RunFolder, summary: dict[str, Any], state: Any) -> RunResult:
+def result_of(done: Done) -> RunResult:
     """What a run that trains a policy gives to its caller."""
-    return RunResult(folder.path, summary, plan.learner, state.learner.params, plan.env)
+    return RunResult(done.folder, done.summary, done.plan.learner, done.state.learner.params, done.plan.env)
 
 
 def build_job(plan: Plan, folder: RunFolder) -> tuple[TrainingJob, float]:
@@ -151,5 +149,4 @@ KIND = Kind(
     build=build_job,
     finish=finish,
     table=summary_table,
-    result=result_of,
 )

@@ -25,9 +25,10 @@ from azjax.runs.options import TrainOptions, preset_values, resolve
 from azjax.runs.reading import parse_yaml, read_json, read_limited
 from azjax.runs.run_options import SCHEMA, options_from_plain, to_plain
 from azjax.runs.signals import Interrupts, RunInterrupted
+from azjax.runs.starting import default_folder
 from azjax.runs.sweep import MOST_MEMBERS, Axes, Member, Range, member_options, read_axis
 from azjax.runs.sweep_results import to_csv
-from azjax.runs.sweeps import Sweep, default_folder, run_sweep
+from azjax.runs.sweeps import Sweep, run_sweep
 from azjax.runs.sweeps import resume as resume_sweep
 
 _LARGEST = 1 << 20
@@ -117,7 +118,8 @@ def tune(search: Search, folder: Path | None = None) -> Found:
     if folder is not None:
         check_free(folder)
     search.validate()
-    made = RunFolder.new(folder or default_folder(search.base, "tune"), chosen=folder is not None)
+    path = folder or default_folder(f"{search.base.env}-{search.base.algorithm}-tune")
+    made = RunFolder.new(path, chosen=folder is not None)
     write_text(made.file(TUNE), to_text(search))
     with made.claimed():
         return _search_until_stopped(made, search)
