@@ -93,13 +93,14 @@ def kill_until_done(azjax: Azjax, run: Path, generator: random.Random, reference
     while len(moments) < kills:
         started = (run / "config.yaml").exists()
         process = azjax.start(*(["resume", str(run)] if started else ["train", *TRAIN, "--run", str(run)]))
-        first = len(lines_of(run))
-        if generator.random() < 0.75:  # while it trains; else whenever: while it imports, traces, loads
-            while process.poll() is None and len(lines_of(run)) in (0, first):
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0.0, 0.6))
+        if generator.random() < 0.75:  # while it trains, however fast that is; else while it imports, traces, loads
+            first = len(lines_of(run))
+            last = generator.randint(first + 1, first + max(1, (len(reference) - first) // 2))
+            while process.poll() is None and len(lines_of(run)) < last:
+                time.sleep(0.002)
+            time.sleep(generator.uniform(0.0, 0.02))
         else:
-            time.sleep(generator.uniform(0.0, 6.0))
+            time.sleep(generator.uniform(0.0, 2.0))
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
         if process.returncode == 0:
